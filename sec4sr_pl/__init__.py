@@ -1,0 +1,1 @@
+"""Train, adversarially train, and honestly evaluate the robustness of speaker recognizers."""

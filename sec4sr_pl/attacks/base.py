@@ -1,0 +1,161 @@
+"""The contract of an attack: a final call that validates, borrows the model, projects and re-measures."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any, NamedTuple, final
+
+import torch
+from torch import Tensor, nn
+
+from sec4sr_pl.attacks.objective import Objective
+from sec4sr_pl.types import full_lengths, mask_padding
+
+Score = Callable[[Tensor, Tensor], Tensor]
+"""(waveforms, lengths) -> (batch, speakers) scores: all that an attack sees of a model."""
+
+
+class AttackResult(NamedTuple):
+    """What an attack returns."""
+
+    waveforms: Tensor
+    """(batch, time) detached, inside the budget and [-1, 1]."""
+    lengths: Tensor
+    """(batch,) valid samples."""
+    achieved: Tensor
+    """(batch,) bool, re-measured with one fresh draw; all False when not measured."""
+    queries: Tensor
+    """(batch,) int64 forward rows spent on each utterance."""
+
+
+@contextmanager
+def borrowed(score: object) -> Iterator[None]:
+    """A module in eval mode with frozen weights for the time of the block; every flag is given back as it was."""
+    if not isinstance(score, nn.Module):
+        yield
+        return
+    modes = [(module, module.training) for module in score.modules()]
+    trainable = [parameter for parameter in score.parameters() if parameter.requires_grad]
+    try:
+        for module, _ in modes:
+            module.training = False
+        for parameter in trainable:
+            parameter.requires_grad_(False)
+        yield
+    finally:
+        for module, training in modes:
+            module.training = training
+        for parameter in trainable:
+            parameter.requires_grad_(True)
+
+
+class CountedScore:
+    """A score function that counts the rows it is asked for.
+
+    `utterances` says which utterance each row of a call belongs to; by default a call has one row an utterance.
+    """
+
+    def __init__(self, score: Score, batch: Tensor) -> None:
+        self.score = score
+        self.utterances = torch.arange(len(batch), device=batch.device)
+        self.queries = torch.zeros_like(self.utterances)
+
+    def __call__(self, waveforms: Tensor, lengths: Tensor) -> Tensor:
+        """Scores of one row an utterance."""
+        self.queries[self.utterances] += 1
+        return self.score(waveforms, lengths)
+
+
+class Attack(ABC):
+    """An adversary. The caller uses the call; a subclass writes `perturb`."""
+
+    epsilon: float
+    """Largest change of a sample, as a fraction of full scale; inf for attacks without such a budget."""
+
+    @property
+    def name(self) -> str:
+        """A short name for tables and folders."""
+        return type(self).__name__
+
+    @final
+    def __call__(
+        self,
+        score: Score,
+        waveforms: Tensor,
+        labels: Tensor,
+        lengths: Tensor | None = None,
+        objective: Objective | None = None,
+        generator: torch.Generator | None = None,
+        measure: bool = True,
+    ) -> AttackResult:
+        """Perturb (batch, time) waveforms so that `objective` is achieved for (batch,) labels.
+
+        Works in training, validation and inference mode. A module comes back with every flag, statistic and gradient
+        as it was; a plain function is taken as it is.
+
+        Args:
+            score: a recognizer, or any function (waveforms, lengths) -> scores.
+            waveforms: (batch, time) in [-1, 1].
+            labels: (batch,) what to leave or, targeted, to reach.
+            lengths: (batch,) valid samples; None: all.
+            objective: the goal; default: leave the label in a closed set.
+            generator: of the attack's random draws.
+            measure: False skips validation of the values and the final measurement, which synchronize a GPU (training).
+
+        Raises:
+            ValueError: shapes that do not fit, values outside [-1, 1], NaN, or labels without meaning.
+        """
+        objective = Objective() if objective is None else objective
+        with torch.inference_mode(False), torch.no_grad(), borrowed(score):
+            original = waveforms.detach().clone()
+            labels = labels.clone()
+            valid = full_lengths(original) if lengths is None else lengths.clone()
+            check(original, labels, valid, values=measure)
+            # without lengths the model is told of none: it then spends no time on masks
+            counted = CountedScore(score if lengths is not None else lambda x, _: score(x, None), original)  # type: ignore[arg-type]
+            if measure:
+                objective.check(labels, counted.score(original[:1], valid[:1]).shape[1])
+            adversarial = self.perturb(counted, original, labels, valid, objective, generator)
+            low, high = (original - self.epsilon).clamp_min(-1.0), (original + self.epsilon).clamp_max(1.0)
+            adversarial = mask_padding(adversarial.detach().clamp(low, high), valid)
+            achieved = torch.zeros_like(labels, dtype=torch.bool)
+            if measure:
+                achieved = objective.achieved(counted(adversarial, valid), labels)
+        return AttackResult(adversarial, valid, achieved, counted.queries)
+
+    @abstractmethod
+    def perturb(
+        self,
+        score: Score,
+        waveforms: Tensor,
+        labels: Tensor,
+        lengths: Tensor,
+        objective: Objective,
+        generator: torch.Generator | None,
+    ) -> Tensor:
+        """Adversarial waveforms, (batch, time). Gradients are off; a subclass turns them on where it needs one."""
+
+    def __repr__(self) -> str:
+        """The name and the parameters that make it up."""
+        return f"{type(self).__name__}({', '.join(f'{key}={value!r}' for key, value in self.settings().items())})"
+
+    def settings(self) -> dict[str, Any]:
+        """The constructor's parameters, which every attack keeps as attributes of the same name."""
+        import inspect
+
+        return {key: getattr(self, key) for key in list(inspect.signature(type(self).__init__).parameters)[1:]}
+
+
+def check(waveforms: Tensor, labels: Tensor, lengths: Tensor, values: bool) -> None:
+    """Refuse arguments that do not fit; `values` also looks at the samples."""
+    if waveforms.dim() != 2 or not waveforms.is_floating_point():
+        raise ValueError(
+            f"Expected (batch, time) floating-point waveforms, got {tuple(waveforms.shape)} {waveforms.dtype}"
+        )
+    if len(labels) != len(waveforms) or lengths.shape != (len(waveforms),):
+        raise ValueError(
+            f"Expected a label and a length for each of {len(waveforms)} waveforms, "
+            f"got {len(labels)} labels and lengths of shape {tuple(lengths.shape)}"
+        )
+    if values and waveforms.numel() and not bool((waveforms.abs() <= 1.0).all()):
+        raise ValueError(f"Expected samples in [-1, 1], got a largest magnitude of {waveforms.abs().max().item():.6g}")

@@ -1,0 +1,178 @@
+"""Projected gradient descent in the L-infinity ball, and its presets."""
+
+import copy
+import math
+from typing import Literal
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from sec4sr_pl.attacks.base import Attack, Score
+from sec4sr_pl.attacks.objective import Objective
+
+Loss = Literal["cross_entropy", "margin"]
+
+
+def attack_loss(kind: Loss | None, objective: Objective, scores: Tensor, labels: Tensor) -> Tensor:
+    """The loss to minimize, (batch,); the sign belongs to the loss, not to the caller.
+
+    Args:
+        kind: None is cross-entropy in a closed set and the margin otherwise.
+        objective: the goal.
+        scores: (batch, speakers).
+        labels: (batch,).
+
+    Raises:
+        ValueError: cross-entropy where speakers can be rejected.
+    """
+    closed = objective.threshold == -math.inf
+    if kind == "margin" or (kind is None and not closed):
+        return objective.loss(scores, labels)
+    if not closed:
+        raise ValueError(
+            "Cross-entropy has no label for a rejected speaker: use loss 'margin' where there is a threshold"
+        )
+    entropy = functional.cross_entropy(scores, labels, reduction="none")
+    return entropy if objective.targeted else -entropy
+
+
+class PGD(Attack):
+    """Projected gradient descent: x <- clip(x - step_size * sign(gradient of the loss)), norm L-infinity.
+
+    Returns the last iterate of the best run and never stops early. Without random starts this is the basic iterative
+    method, the PGD-n of the SEC4SR paper.
+
+    Args:
+        epsilon: radius of the ball, as a fraction of full scale.
+        step_size: of one step.
+        steps: how many.
+        restarts: 0 starts at the utterance itself; n >= 1 is n uniform random starts, the best kept per utterance.
+        draws: gradients averaged at each step (EOT) against randomized recognizers.
+        loss: "cross_entropy", "margin", or None for cross-entropy in a closed set and margin otherwise.
+
+    Raises:
+        ValueError: a parameter outside its range.
+
+    Source: Madry et al., "Towards deep learning models resistant to adversarial attacks", 2018.
+    """
+
+    def __init__(
+        self,
+        epsilon: float = 0.002,
+        step_size: float = 0.0004,
+        steps: int = 10,
+        restarts: int = 0,
+        draws: int = 1,
+        loss: Loss | None = None,
+    ) -> None:
+        if not (0.0 <= epsilon <= 2.0 and step_size > 0.0):
+            raise ValueError(f"Expected 0 <= epsilon <= 2 and step_size > 0, got {epsilon} and {step_size}")
+        if steps < 1 or restarts < 0 or draws < 1:
+            raise ValueError(f"Expected steps >= 1, restarts >= 0, draws >= 1, got {steps}, {restarts}, {draws}")
+        if loss not in (None, "cross_entropy", "margin"):
+            raise ValueError(f"Expected loss 'cross_entropy', 'margin' or None, got {loss!r}")
+        self.epsilon, self.step_size, self.steps = epsilon, step_size, steps
+        self.restarts, self.draws, self.loss = restarts, draws, loss
+
+    @property
+    def name(self) -> str:
+        """PGD-10, the way papers write it."""
+        return f"{type(self).__name__}-{self.steps}"
+
+    def scaled(self, strength: float) -> "PGD":
+        """The same attack in a ball of `strength` times the radius, with steps as much shorter."""
+        weaker = copy.copy(self)
+        weaker.epsilon, weaker.step_size = self.epsilon * strength, self.step_size * strength
+        return weaker
+
+    def perturb(
+        self,
+        score: Score,
+        waveforms: Tensor,
+        labels: Tensor,
+        lengths: Tensor,
+        objective: Objective,
+        generator: torch.Generator | None,
+    ) -> Tensor:
+        """The last iterate of each utterance's best run."""
+        if self.restarts == 0:
+            return self.descend(score, waveforms, waveforms, labels, lengths, objective)
+        best = waveforms
+        lowest = torch.full((len(waveforms),), torch.inf, device=waveforms.device)
+        for _ in range(self.restarts):
+            start = waveforms + self.epsilon * (2.0 * uniform(waveforms, generator) - 1.0)
+            run = self.descend(score, start.clamp(-1.0, 1.0), waveforms, labels, lengths, objective)
+            if self.restarts == 1:
+                return run
+            margin = torch.stack([objective.loss(score(run, lengths), labels) for _ in range(self.draws)]).mean(0)
+            better = margin < lowest
+            best, lowest = torch.where(better.unsqueeze(1), run, best), torch.where(better, margin, lowest)
+        return best
+
+    def descend(
+        self, score: Score, x: Tensor, waveforms: Tensor, labels: Tensor, lengths: Tensor, objective: Objective
+    ) -> Tensor:
+        """One run from `x`, in the ball around `waveforms`."""
+        low, high = (waveforms - self.epsilon).clamp_min(-1.0), (waveforms + self.epsilon).clamp_max(1.0)
+        for _ in range(self.steps):
+            gradient = self.gradient(score, x, labels, lengths, objective)
+            x = torch.clamp(x - self.step_size * gradient.sign(), low, high)
+        return x
+
+    def gradient(
+        self, score: Score, waveforms: Tensor, labels: Tensor, lengths: Tensor, objective: Objective
+    ) -> Tensor:
+        """The gradient of the loss, (batch, time), summed over `draws` passes; of the input only."""
+        total = torch.zeros_like(waveforms)
+        with torch.enable_grad():
+            x = waveforms.detach().requires_grad_(True)
+            for _ in range(self.draws):
+                loss = attack_loss(self.loss, objective, score(x, lengths), labels)
+                total += torch.autograd.grad(loss.sum(), x)[0]
+        return total
+
+
+class FGSM(PGD):
+    """The fast gradient sign method: one step of epsilon.
+
+    Args:
+        epsilon: radius of the ball, as a fraction of full scale.
+        draws: gradients averaged (EOT) against randomized recognizers.
+        loss: as in `PGD`.
+
+    Source: Goodfellow et al., "Explaining and harnessing adversarial examples", 2015.
+    """
+
+    def __init__(self, epsilon: float = 0.002, draws: int = 1, loss: Loss | None = None) -> None:
+        super().__init__(epsilon, step_size=epsilon, steps=1, draws=draws, loss=loss)
+
+    @property
+    def name(self) -> str:
+        """FGSM."""
+        return type(self).__name__
+
+
+class CWinf(PGD):
+    """PGD on the margin loss.
+
+    Args:
+        epsilon: radius of the ball, as a fraction of full scale.
+        step_size: of one step.
+        steps: how many.
+        restarts: as in `PGD`.
+        draws: gradients averaged at each step (EOT) against randomized recognizers.
+
+    Source: the margin of Carlini and Wagner, "Towards evaluating the robustness of neural networks", 2017, in the ball.
+    """
+
+    def __init__(
+        self, epsilon: float = 0.002, step_size: float = 0.0004, steps: int = 10, restarts: int = 0, draws: int = 1
+    ) -> None:
+        super().__init__(epsilon, step_size, steps, restarts, draws, loss="margin")
+
+
+def uniform(like: Tensor, generator: torch.Generator | None) -> Tensor:
+    """Uniform draws in [0, 1) of the shape and device of `like`; the same on every device for a CPU generator."""
+    device = like.device if generator is None else generator.device
+    return torch.rand(like.shape, generator=generator, device=device, dtype=like.dtype).to(like.device)

@@ -1,0 +1,101 @@
+"""Validation under attack, and schedules."""
+
+from typing import Any
+
+import torch
+from pytorch_lightning import Callback, LightningModule, Trainer
+from torchmetrics import MeanMetric, Metric
+
+from sec4sr_pl.attacks import PGD, Attack
+from sec4sr_pl.draws import key
+from sec4sr_pl.metrics import PerceptualEvaluationOfSpeechQuality, SignalToNoiseRatio, r1_score
+from sec4sr_pl.types import Batch
+
+
+class RobustValidation(Callback):
+    """Attack a fixed part of the development set at each validation, on all ranks.
+
+    Logs `robust/benign_accuracy`, `robust/adversarial_accuracy`, `robust/r1` (their harmonic mean),
+    `robust/attack_success` (on utterances that were right), `robust/snr` (dB) and `robust/pesq`.
+
+    Args:
+        attack: the adversary; default: PGD-10.
+        fraction: of the development utterances, chosen by a hash of the name.
+        pesq: utterances a batch whose PESQ is measured; 0: none.
+        seed: of the attack's draws.
+    """
+
+    def __init__(self, attack: Attack | None = None, fraction: float = 1.0, pesq: int = 1, seed: int = 0) -> None:
+        if not 0.0 < fraction <= 1.0 or pesq < 0:
+            raise ValueError(f"Expected fraction in (0, 1] and pesq >= 0, got {fraction} and {pesq}")
+        self.attack = PGD() if attack is None else attack
+        self.fraction, self.pesq, self.seed = fraction, pesq, seed
+        self.metrics: dict[str, Metric] = {
+            "benign_accuracy": MeanMetric(),
+            "adversarial_accuracy": MeanMetric(),
+            "attack_success": MeanMetric(nan_strategy="ignore"),
+            "snr": SignalToNoiseRatio(),
+            "pesq": PerceptualEvaluationOfSpeechQuality(),
+        }
+
+    def on_validation_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Start the counts anew on the module's device."""
+        for metric in self.metrics.values():
+            metric.to(pl_module.device).reset()
+
+    def on_validation_batch_end(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        outputs: Any,
+        batch: Batch,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        """Attack the chosen utterances of a batch."""
+        chosen = [i for i, name in enumerate(batch.names) if key(name, "robust") < self.fraction * 2**63]
+        if not chosen:
+            return
+        rows = torch.tensor(chosen, device=batch.waveforms.device)
+        names = [batch.names[i] for i in chosen]
+        waveforms, lengths, speakers = batch.waveforms[rows], batch.lengths[rows], batch.speakers[rows]
+        recognizer: Any = pl_module.recognizer
+        recognizer.seed(key(self.seed, *names))
+        generator = torch.Generator().manual_seed(key(self.seed, "attack", *names))
+        result = self.attack(recognizer, waveforms, speakers, lengths, generator=generator)
+        benign = recognizer(waveforms, lengths).argmax(1) == speakers
+        self.metrics["benign_accuracy"].update(benign.float())
+        self.metrics["adversarial_accuracy"].update((~result.achieved).float())
+        self.metrics["attack_success"].update(result.achieved[benign].float())
+        self.metrics["snr"].update(result.waveforms, waveforms, lengths)
+        few = slice(0, self.pesq)
+        if self.pesq:
+            self.metrics["pesq"].update(result.waveforms[few], waveforms[few], lengths[few])
+
+    def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Log the values over all ranks."""
+        values = {name: metric.compute() for name, metric in self.metrics.items() if name != "pesq" or self.pesq}
+        values["r1"] = r1_score(values["benign_accuracy"], values["adversarial_accuracy"])
+        for name, value in values.items():
+            shown = name in ("adversarial_accuracy",)
+            pl_module.log(f"robust/{name}", value, prog_bar=shown, sync_dist=False)
+
+
+class EpsilonSchedule(Callback):
+    """Let the adversary's budget rise linearly from 0 to its full size.
+
+    Args:
+        warmup: fraction of all training steps in which it rises.
+    """
+
+    def __init__(self, warmup: float = 0.3) -> None:
+        if not 0.0 <= warmup <= 1.0:
+            raise ValueError(f"Expected warmup in [0, 1], got {warmup}")
+        self.warmup = warmup
+
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+        """Set the strength of this step from how far training is."""
+        rising = self.warmup * trainer.estimated_stepping_batches
+        objective: Any = pl_module.objective
+        objective.strength = min(1.0, (trainer.global_step + 1) / rising) if rising > 0 else 1.0
+        pl_module.log("train/strength", objective.strength)

@@ -1,0 +1,167 @@
+"""A recognizer in a file that holds no code: its description as plain data, and its weights."""
+
+import hashlib
+import inspect
+import os
+import pickle
+from collections.abc import Mapping, Sequence
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from sec4sr_pl.recognizer import Recognizer
+
+CHECKSUMS = "SHA256SUMS"
+
+
+class CheckpointError(ValueError):
+    """A checkpoint that can't be used, with what was expected, what came, and what to do."""
+
+
+def describe(value: Any) -> Any:
+    """Plain data from which `rebuild` makes the same object, without its weights.
+
+    A module is its class path and its constructor's arguments, which it keeps as attributes of the same names.
+
+    Raises:
+        TypeError: a module that does not, or an argument that is no plain data.
+    """
+    if isinstance(value, (list, tuple, nn.ModuleList)):
+        return [describe(item) for item in value]
+    if value is None or isinstance(value, (bool, int, float, str)):
+        return value
+    if not isinstance(value, nn.Module):
+        raise TypeError(f"Expected modules, numbers, strings, or lists of them, got {type(value).__name__}")
+    cls = type(value)
+    names = list(inspect.signature(cls).parameters)
+    if missing := [name for name in names if not hasattr(value, name)]:
+        raise TypeError(f"{cls.__name__} must keep its constructor's arguments as attributes, {missing} are missing")
+    return {
+        "class_path": f"{cls.__module__}.{cls.__qualname__}",
+        "init_args": {name: describe(getattr(value, name)) for name in names},
+    }
+
+
+def rebuild(description: Any, trusted: Sequence[str] = ("sec4sr_pl",)) -> Any:
+    """The inverse of `describe`.
+
+    Args:
+        description: plain data.
+        trusted: top-level packages whose classes may be imported.
+
+    Raises:
+        CheckpointError: a class of another package, or one that does not exist or is no module.
+    """
+    if isinstance(description, list):
+        return [rebuild(item, trusted) for item in description]
+    if not isinstance(description, Mapping):
+        return description
+    path = str(description.get("class_path"))
+    module, _, name = path.rpartition(".")
+    if path.partition(".")[0] not in trusted:
+        raise CheckpointError(
+            f"The checkpoint wants the class {path}, but only {', '.join(trusted)} may be imported: "
+            "if you trust it, name its package in `trusted`"
+        )
+    try:
+        cls = getattr(import_module(module), name)
+    except (ImportError, AttributeError) as error:
+        raise CheckpointError(f"The checkpoint wants the class {path}, which is not installed here") from error
+    if not (isinstance(cls, type) and issubclass(cls, nn.Module)):
+        raise CheckpointError(f"The checkpoint wants {path}, which is no module")
+    return cls(**{key: rebuild(value, trusted) for key, value in description["init_args"].items()})
+
+
+def save_recognizer(recognizer: Recognizer, path: Path) -> None:
+    """Write a recognizer; the file appears under its name only when it is whole."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        weights = {name: tensor.detach().cpu() for name, tensor in recognizer.state_dict().items()}
+        torch.save({"recognizer": describe(recognizer), "state_dict": weights}, temporary)
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def read_checkpoint(path: Path) -> dict[str, Any]:
+    """The content of a checkpoint, which can't run code; checked against the SHA256SUMS beside it that names it.
+
+    Raises:
+        CheckpointError: no such file, another checksum, damaged, or one that holds code.
+    """
+    if not path.is_file():
+        raise CheckpointError(f"There is no checkpoint {path}")
+    expected = read_checksums(path.parent).get(path.name)
+    if expected is not None and checksum(path) != expected:
+        raise CheckpointError(f"{path} does not have the SHA-256 {expected} of {CHECKSUMS}: fetch it again")
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        raise CheckpointError(
+            f"{path} was refused: it holds more than tensors and plain data, which could run code, or is damaged. "
+            "Expected a checkpoint written by train.py or save_recognizer"
+        ) from error
+    except (RuntimeError, EOFError, ValueError) as error:
+        raise CheckpointError(f"{path} is damaged or no checkpoint: {error}") from error
+    if not isinstance(content, dict) or not {"recognizer", "state_dict"} <= content.keys():
+        raise CheckpointError(f"{path} describes no recognizer: expected one written by train.py or save_recognizer")
+    return content
+
+
+def load_recognizer(path: Path, trusted: Sequence[str] = ("sec4sr_pl",)) -> Recognizer:
+    """The recognizer of a file of `save_recognizer` or of training, in eval mode on the CPU.
+
+    Raises:
+        CheckpointError: as `read_checkpoint` and `rebuild`; also weights that do not fit the description.
+    """
+    content = read_checkpoint(Path(path))
+    recognizer = rebuild(content["recognizer"], trusted)
+    if not isinstance(recognizer, Recognizer):
+        raise CheckpointError(f"{path} describes a {type(recognizer).__name__}, expected a Recognizer")
+    weights = content["state_dict"]
+    if "pytorch-lightning_version" in content:
+        prefix = "recognizer."
+        weights = {name[len(prefix) :]: value for name, value in weights.items() if name.startswith(prefix)}
+    try:
+        recognizer.load_state_dict(weights)
+    except RuntimeError as error:
+        raise CheckpointError(f"The weights of {path} do not fit its own description: {error}") from error
+    return recognizer.eval()
+
+
+def checksum(path: Path) -> str:
+    """SHA-256 of a file, in hexadecimal."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def read_checksums(folder: Path) -> dict[str, str]:
+    """File name -> SHA-256 from the folder's SHA256SUMS, in the form of sha256sum."""
+    path = folder / CHECKSUMS
+    lines = path.read_text().splitlines() if path.is_file() else []
+    return {name: digest for digest, name in (line.split(maxsplit=1) for line in lines if line.strip())}
+
+
+def export(checkpoint: Path, destination: Path) -> None:
+    """Write the recognizer alone of a training checkpoint, and its checksum to SHA256SUMS.
+
+    Args:
+        checkpoint: of train.py.
+        destination: the file to write.
+    """
+    save_recognizer(load_recognizer(checkpoint), destination)
+    sums = {**read_checksums(destination.parent), destination.name: checksum(destination)}
+    text = "".join(f"{digest}  {name}\n" for name, digest in sorted(sums.items()))
+    temporary = destination.parent / f".{CHECKSUMS}.{os.getpid()}"
+    temporary.write_text(text)
+    temporary.replace(destination.parent / CHECKSUMS)
+
+
+if __name__ == "__main__":
+    from jsonargparse import auto_cli
+
+    auto_cli(export, as_positional=True)

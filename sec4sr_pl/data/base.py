@@ -1,0 +1,211 @@
+"""A data module over folders of speakers: crops for training, whole utterances for everything else."""
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from pytorch_lightning import LightningDataModule
+from pytorch_lightning.overrides.distributed import UnrepeatedDistributedSampler
+from torch import Tensor, nn
+from torch.nn.utils.rnn import pad_sequence
+from torch.utils.data import DataLoader, Dataset, DistributedSampler
+
+from sec4sr_pl import audio
+from sec4sr_pl.data.manifest import DataError, Utterance, find_root, label, scan, split_development
+from sec4sr_pl.draws import key
+from sec4sr_pl.types import SAMPLE_RATE, Batch
+
+Item = tuple[Tensor, int, str]
+"""A waveform, its label and its name."""
+
+
+class Utterances(Dataset[Item]):
+    """Whole utterances, in manifest order."""
+
+    def __init__(self, utterances: Sequence[Utterance], labels: Sequence[int], resample: bool = False) -> None:
+        self.utterances, self.labels, self.resample = list(utterances), list(labels), resample
+
+    def __len__(self) -> int:
+        """Utterances."""
+        return len(self.utterances)
+
+    def __getitem__(self, index: int) -> Item:
+        """The utterance at a position."""
+        utterance = self.utterances[index]
+        waveform = audio.read(utterance.path, utterance.start, utterance.frames, self.resample)
+        return waveform, self.labels[index], utterance.name
+
+
+class Crops(Dataset[Item]):
+    """Random crops of one length, augmented; all draws are from (seed, epoch, name), short utterances are tiled.
+
+    An utterance is met `repeats` times an epoch, as `name#0`, `name#1`, ...
+    """
+
+    def __init__(
+        self, source: Utterances, samples: int, repeats: int, seed: int, augmentations: Sequence[nn.Module] = ()
+    ) -> None:
+        self.source, self.samples, self.repeats, self.seed = source, samples, repeats, seed
+        self.augmentations = augmentations
+
+    def __len__(self) -> int:
+        """Crops an epoch."""
+        return len(self.source) * self.repeats
+
+    def __getitem__(self, drawn: tuple[int, int]) -> Item:
+        """The crop of an (epoch, index)."""
+        epoch, index = drawn
+        utterance = self.source.utterances[index // self.repeats]
+        name = f"{utterance.name}#{index % self.repeats}"
+        frames = min(self.samples, utterance.frames)
+        offset = key(self.seed, epoch, name, "crop") % (utterance.frames - frames + 1)
+        waveform = audio.read(utterance.path, utterance.start + offset, frames, self.source.resample)
+        if frames < self.samples:
+            waveform = waveform.repeat(-(-self.samples // frames))[: self.samples]
+        if self.augmentations:
+            with torch.no_grad(), torch.random.fork_rng(devices=[]):  # libraries draw from the global generator
+                torch.manual_seed(key(self.seed, epoch, name, "augmentations"))
+                for augmentation in self.augmentations:
+                    waveform = augmentation(waveform.unsqueeze(0)).squeeze(0)
+        return waveform, self.source.labels[index // self.repeats], name
+
+
+class EpochSampler(DistributedSampler[Item]):
+    """The order of an epoch, from (seed, epoch), dealt to the ranks; yields (epoch, index): workers need both."""
+
+    def __iter__(self) -> Iterator[Any]:
+        """(epoch, index) pairs of this rank."""
+        return ((self.epoch, index) for index in super().__iter__())
+
+
+def collate(items: Sequence[Item]) -> Batch:
+    """A batch, zero-padded at the end."""
+    waveforms, labels, names = zip(*items, strict=True)
+    lengths = torch.tensor([len(waveform) for waveform in waveforms])
+    return Batch(pad_sequence(list(waveforms), batch_first=True), lengths, torch.tensor(labels), list(names))
+
+
+class SpeakerData(LightningDataModule):
+    """Speakers as folders: `<root>/<split>/<speaker>/<utterance>.<wav|flac>`, 16 kHz, mono.
+
+    A development part is taken from the training utterances, so that nothing is ever selected on the test set.
+
+    Args:
+        root: holds the splits; default: the variable SEC4SR_DATA, else `data`.
+        train_split: folder of the training utterances.
+        test_split: folder of the test utterances.
+        batch_size: utterances of a batch on each process, in training.
+        eval_batch_size: utterances of a batch on each process, in validation and test.
+        crop_seconds: length of a training crop.
+        crops_per_utterance: how often an epoch meets each utterance.
+        development_fraction: of each speaker's training material, held out for validation.
+        development_seconds: the least of it, where an utterance has twice as much.
+        augmentations: modules (1, time) -> (1, time) that change training crops, in order: ours, or a library's such
+            as those of speechbrain.augment.time_domain.
+        num_workers: processes that read ahead.
+        resample: convert files of other sample rates instead of refusing them.
+        seed: of crops and order.
+
+    Raises:
+        ValueError: a parameter outside its range.
+    """
+
+    def __init__(
+        self,
+        root: Path | None = None,
+        train_split: str = "train",
+        test_split: str = "test",
+        batch_size: int = 64,
+        eval_batch_size: int = 16,
+        crop_seconds: float = 2.0,
+        crops_per_utterance: int = 1,
+        development_fraction: float = 0.1,
+        development_seconds: float = 0.5,
+        augmentations: Sequence[nn.Module] = (),
+        num_workers: int = 1,
+        resample: bool = False,
+        seed: int = 0,
+    ) -> None:
+        super().__init__()
+        if batch_size < 1 or eval_batch_size < 1 or crops_per_utterance < 1 or num_workers < 0:
+            raise ValueError("Expected batch sizes and crops_per_utterance >= 1 and num_workers >= 0")
+        if crop_seconds <= 0 or not 0.0 < development_fraction < 1.0 or development_seconds < 0:
+            raise ValueError(
+                "Expected crop_seconds > 0, development_fraction in (0, 1) and development_seconds >= 0, got "
+                f"{crop_seconds}, {development_fraction}, {development_seconds}"
+            )
+        self.root = find_root(root)
+        self.train_split, self.test_split = train_split, test_split
+        self.batch_size, self.eval_batch_size, self.num_workers = batch_size, eval_batch_size, num_workers
+        self.crop_samples, self.crops_per_utterance = round(crop_seconds * SAMPLE_RATE), crops_per_utterance
+        self.development_fraction = development_fraction
+        self.development_samples = round(development_seconds * SAMPLE_RATE)
+        self.augmentations = list(augmentations)
+        self.resample, self.seed = resample, seed
+        self._speakers: tuple[str, ...] | None = None
+
+    @property
+    def speakers(self) -> tuple[str, ...]:
+        """The names that labels index: those of the connected recognizer, else of the training split, sorted."""
+        if self._speakers is None:
+            self.prepare_data()
+            self._speakers = tuple(sorted({utterance.speaker for utterance in self.utterances("train")}))
+        return self._speakers
+
+    def connect(self, speakers: Sequence[str]) -> None:
+        """Let labels index a recognizer's speakers."""
+        self._speakers = tuple(speakers)
+
+    def utterances(self, part: str) -> list[Utterance]:
+        """The utterances of `train`, `development` or `test`, in manifest order.
+
+        Raises:
+            DataError: another part, or files that can't be used.
+        """
+        if part == "test":
+            return scan(self.root, self.test_split, self.resample)
+        if part not in ("train", "development"):
+            raise DataError(f"Expected the part 'train', 'development' or 'test', got '{part}'")
+        whole = scan(self.root, self.train_split, self.resample)
+        train, development = split_development(whole, self.development_fraction, self.development_samples)
+        return train if part == "train" else development
+
+    def dataset(self, part: str) -> Utterances:
+        """Whole utterances of a part, with labels that index `speakers`."""
+        utterances = self.utterances(part)
+        return Utterances(utterances, label(utterances, self.speakers), self.resample)
+
+    def train_dataloader(self) -> DataLoader[Item]:
+        """Crops of one length, in an order drawn from (seed, epoch); every process gets as many batches."""
+        crops = Crops(self.dataset("train"), self.crop_samples, self.crops_per_utterance, self.seed, self.augmentations)
+        sampler = EpochSampler(crops, *self._world(), shuffle=True, seed=self.seed)
+        return DataLoader(
+            crops,
+            self.batch_size,
+            sampler=sampler,
+            collate_fn=collate,
+            num_workers=self.num_workers,
+            persistent_workers=self.num_workers > 0,
+            pin_memory=torch.cuda.is_available(),
+        )
+
+    def val_dataloader(self) -> DataLoader[Item]:
+        """The development part, no utterance twice."""
+        return self._eval_dataloader("development")
+
+    def test_dataloader(self) -> DataLoader[Item]:
+        """The test part, no utterance twice."""
+        return self._eval_dataloader("test")
+
+    def _eval_dataloader(self, part: str) -> DataLoader[Item]:
+        dataset = self.dataset(part)
+        replicas, rank = self._world()
+        if len(dataset) < replicas:
+            raise DataError(f"The {part} part has {len(dataset)} utterances, too few for {replicas} processes")
+        sampler: DistributedSampler[Item] = UnrepeatedDistributedSampler(dataset, replicas, rank, shuffle=False)
+        return DataLoader(dataset, self.eval_batch_size, sampler=sampler, collate_fn=collate)
+
+    def _world(self) -> tuple[int, int]:
+        """How many processes share the data, and which this is."""
+        return (self.trainer.world_size, self.trainer.global_rank) if self.trainer else (1, 0)

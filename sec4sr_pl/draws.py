@@ -1,0 +1,25 @@
+"""Seeds and draws that depend on what is drawn for, never on worker, rank or what ran before."""
+
+import hashlib
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+
+def key(*parts: object) -> int:
+    """A 63-bit seed from anything with a stable text: the same on every machine and in every process."""
+    text = "\x1f".join(str(part) for part in parts)
+    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "big") >> 1
+
+
+def uniform(keys: Sequence[int], like: Tensor) -> Tensor:
+    """Uniform draws in [0, 1) of the shape of `like`, (batch, ...), each row from its own key; the same on any device.
+
+    Args:
+        keys: one a row.
+        like: gives shape, type and device.
+    """
+    generator = torch.Generator()
+    rows = [torch.rand(like.shape[1:], generator=generator.manual_seed(seed), dtype=torch.float32) for seed in keys]
+    return torch.stack(rows).to(like)

@@ -1,0 +1,144 @@
+"""The command line of evaluation: attack a checkpoint's recognizer, and print the table and where it lies."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Literal
+
+import torch
+from jsonargparse import ActionConfigFile, ArgumentParser  # type: ignore[attr-defined]
+from lightning_fabric import Fabric
+from rich.console import Console
+from rich.markdown import Markdown
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from sec4sr_pl.attacks import Attack
+from sec4sr_pl.checkpoint import checksum, load_recognizer
+from sec4sr_pl.data import SpeakerData
+from sec4sr_pl.data.base import Utterances
+from sec4sr_pl.data.manifest import label
+from sec4sr_pl.defenses import Defense
+from sec4sr_pl.robustness import Campaign, Summary, summarize
+from sec4sr_pl.robustness.plot import plot
+from sec4sr_pl.robustness.tables import write_summary
+from sec4sr_pl.robustness.targets import Goal
+from sec4sr_pl.types import SAMPLE_RATE
+
+
+def evaluate(
+    checkpoint: Path,
+    data: SpeakerData,
+    attacks: Sequence[Attack],
+    output: Path,
+    part: Literal["test", "development"] = "test",
+    defenses: list[Defense] | None = None,
+    adaptive: bool = True,
+    goal: Goal = "untargeted",
+    limit: int | None = None,
+    max_seconds: float | None = None,
+    batch_size: int = 16,
+    seed: int = 0,
+    draws: int = 10,
+    perceptual: bool = True,
+    accelerator: str = "auto",
+    devices: int = 1,
+    num_nodes: int = 1,
+    threads: int = 1,
+    trusted: Sequence[str] = ("sec4sr_pl",),
+) -> Summary | None:
+    """Attack the recognizer of a checkpoint on a data set.
+
+    The table is the same, byte for byte, for any number of devices and after any kill: run the same command again and
+    it does what is left.
+
+    Args:
+        checkpoint: a file of train.py or of `sec4sr_pl.checkpoint`, e.g. checkpoints/audionet_mini_advt.ckpt.
+        data: e.g. Spk251; the files are found at SEC4SR_DATA, else in data/, or at data.root.
+        attacks: e.g. '[FGSM, PGD, {class_path: PGD, init_args: {steps: 100}}]'.
+        output: folder of the records, the adversarial audio and the summary.
+        part: which utterances.
+        defenses: instead of the checkpoint's own; [] for none.
+        adaptive: attack through the defenses; false crafts on the undefended recognizer (oblivious).
+        goal: untargeted, or a target for each utterance: random, hardest or simplest.
+        limit: utterances, spread evenly over the manifest; default: all.
+        max_seconds: use only so much of each utterance; default: all of it.
+        batch_size: utterances of a work unit.
+        seed: of all draws.
+        draws: further fresh draws of a randomized recognizer on each utterance.
+        perceptual: measure PESQ and STOI.
+        accelerator: cpu, cuda, ... or auto.
+        devices: processes on each machine, one a device.
+        num_nodes: machines.
+        threads: of each process on a CPU; a part of the arithmetic, so compare tables of one value only.
+        trusted: packages whose classes the checkpoint may name.
+
+    Returns:
+        The summary on the first process, None on the others.
+    """
+    strategy = "ddp" if devices * num_nodes > 1 else "auto"
+    fabric = Fabric(accelerator=accelerator, devices=devices, num_nodes=num_nodes, strategy=strategy)
+    fabric.launch()
+    if fabric.device.type == "cpu":
+        torch.set_num_threads(threads)
+    recognizer = load_recognizer(checkpoint, trusted)
+    if defenses is not None:
+        recognizer = recognizer.with_defenses(defenses)
+    speakers = recognizer.scorer.speakers
+    data.connect(speakers)
+    data.prepare_data()
+    utterances = data.utterances(part)
+    if limit is not None and limit < len(utterances):
+        utterances = [utterances[i * len(utterances) // limit] for i in range(limit)]
+    if max_seconds is not None:
+        samples = round(max_seconds * SAMPLE_RATE)
+        utterances = [u._replace(frames=min(u.frames, samples)) for u in utterances]
+    labels = label(utterances, speakers, closed=bool(recognizer.scorer.threshold == -torch.inf))
+    campaign = Campaign(
+        recognizer.to(fabric.device),
+        Utterances(utterances, labels, data.resample),
+        attacks,
+        output,
+        goal,
+        adaptive,
+        batch_size,
+        seed,
+        draws,
+        perceptual,
+        identity={"checkpoint": checksum(checkpoint), "threads": threads, "device": fabric.device.type},
+    )
+    fabric.barrier()
+    console = Console(stderr=True, quiet=not fabric.is_global_zero)
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns, console=console) as progress:
+        own = sum(len(batch) for batch in campaign.batches[fabric.global_rank :: fabric.world_size])
+        task = progress.add_task("attacked utterances", total=own * (len(campaign.attacks) + 1))
+        campaign.run(fabric.global_rank, fabric.world_size, lambda done: progress.advance(task, done))
+    fabric.barrier()
+    if not fabric.is_global_zero:
+        return None
+    summary = summarize(campaign)
+    paths = [*write_summary(summary, campaign.output), plot(summary, campaign.output / "summary.png")]
+    out = Console()
+    out.print(Markdown(summary.to_markdown()))
+    out.print("Table: " + ", ".join(str(path) for path in paths), soft_wrap=True)
+    return summary
+
+
+def main(args: list[str] | None = None) -> Summary | None:
+    """Run the command line.
+
+    Args:
+        args: default: those of the process.
+    """
+    parser = ArgumentParser(prog="evaluate.py", description="Attack the recognizer of a checkpoint on a data set.")
+    parser.add_argument("--config", action=ActionConfigFile, help="a YAML file, e.g. one of configs/evaluate")
+    parser.add_function_arguments(evaluate, fail_untyped=False)
+    config = parser.parse_args(args)
+    values = parser.instantiate_classes(config).as_dict()
+    values.pop("config", None)
+    return evaluate(**values)

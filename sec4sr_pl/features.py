@@ -1,0 +1,147 @@
+"""From a waveform to frames, by named stages: batched, masked, differentiable, without dither.
+
+A front end is an ordered dictionary of stages. Each stage maps (signal, lengths) to (signal, lengths); the first takes
+the waveform. Defenses name the stage they act after, so a recognizer is one loop over stages and defenses.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+from torchaudio.functional import melscale_fbanks
+
+from sec4sr_pl.types import SAMPLE_RATE, full_lengths, mask_padding
+
+
+class FrontEnd(nn.Module):
+    """An ordered chain of named stages.
+
+    Args:
+        stages: name -> module (signal, lengths) -> (signal, lengths), in the order in which they run.
+    """
+
+    frame_size: int
+    """Dimensions of the last stage's frames."""
+
+    def __init__(self, stages: dict[str, nn.Module]) -> None:
+        super().__init__()
+        self.stages = nn.ModuleDict(stages)
+
+    def forward(self, waveforms: Tensor, lengths: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Frames of (batch, time) waveforms: (batch, frames, dims) and (batch,) valid frames."""
+        signal, valid = waveforms, full_lengths(waveforms) if lengths is None else lengths
+        for stage in self.stages.values():
+            signal, valid = stage(signal, valid)
+        return signal, valid
+
+
+class PowerSpectrum(torch.autograd.Function):
+    """|FFT|^2 of windowed frames, with the analytic gradient.
+
+    With X = FFT(w * frame), dL/d(frame)[n] = w[n] * Re sum_k 2 g[k] X[k] exp(2 pi i k n / N): one inverse FFT, whose
+    halved inner bins cancel the 2, then `size / hop` shifted additions. Autograd through `torch.stft` reaches the same
+    numbers by way of several complex intermediates of the size of the spectrogram.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, signal: Tensor, window: Tensor, hop: int, n_fft: int) -> Tensor:
+        """(batch, time) -> (batch, frames, n_fft // 2 + 1); the window's size is a multiple of the hop."""
+        spectrum = torch.fft.rfft(signal.unfold(1, window.numel(), hop) * window, n_fft)
+        ctx.save_for_backward(spectrum, window)
+        ctx.hop, ctx.n_fft, ctx.time = hop, n_fft, signal.shape[1]
+        power: Tensor = spectrum.real.square() + spectrum.imag.square()
+        return power
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None, None]:
+        """Overlap-add of the inverse transforms."""
+        spectrum, window = ctx.saved_tensors
+        weighted = spectrum * gradient
+        weighted[..., 0] *= 2.0  # the bins without a mirror image
+        if ctx.n_fft % 2 == 0:
+            weighted[..., -1] *= 2.0
+        size, hop = window.numel(), ctx.hop
+        frames = torch.fft.irfft(weighted, ctx.n_fft, norm="forward")[..., :size] * window
+        batch, count = frames.shape[:2]
+        blocks = frames.reshape(batch, count, size // hop, hop)
+        added = frames.new_zeros(batch, max(count + size // hop - 1, -(-ctx.time // hop)), hop)
+        for shift in range(size // hop):
+            added[:, shift : shift + count] += blocks[:, :, shift]
+        return added.reshape(batch, -1)[:, : ctx.time], None, None, None
+
+
+def reflect(signal: Tensor, lengths: Tensor, padding: int) -> Tensor:
+    """Reflect `padding` samples around both ends of each row's own valid part.
+
+    Args:
+        signal: (batch, time).
+        lengths: (batch,) valid samples, each > `padding`.
+        padding: samples at each end.
+
+    Returns:
+        (batch, time + 2 * padding); what lies past a row's reflected end is not defined.
+    """
+    padded = torch.cat([signal[:, 1 : padding + 1].flip(1), signal, signal.new_zeros(len(signal), padding)], dim=1)
+    offsets = torch.arange(padding, device=signal.device)
+    end = lengths.unsqueeze(1)
+    mirrored = signal.gather(1, (end - 2 - offsets).clamp_min(0))
+    return padded.scatter(1, padding + end + offsets, mirrored)
+
+
+class LogMelStage(nn.Module):
+    """Pre-emphasis, power spectrogram, mel filters, decibels. See `LogMel`."""
+
+    def __init__(self, mels: int, window: int, hop: int, n_fft: int, pre_emphasis: float) -> None:
+        super().__init__()
+        if window % hop or window > n_fft:
+            raise ValueError(
+                f"Expected a window that is a multiple of the hop ({hop}) up to n_fft ({n_fft}), got {window}"
+            )
+        self.hop, self.n_fft, self.pre_emphasis = hop, n_fft, pre_emphasis
+        self.window: Tensor
+        self.filters: Tensor
+        self.register_buffer("window", torch.hann_window(window), persistent=False)
+        filters = melscale_fbanks(n_fft // 2 + 1, 0.0, SAMPLE_RATE / 2, mels, SAMPLE_RATE, "slaney", "slaney")
+        self.register_buffer("filters", filters, persistent=False)
+
+    def minimum_input(self, frames: int) -> int:
+        """Samples that yield at least `frames` frames; the reflection needs more than half a window."""
+        return max((frames - 1) * self.hop, self.window.numel() // 2 + 1) + 1
+
+    def forward(self, waveforms: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
+        """(batch, time) -> (batch, frames, mels) in dB; one frame a hop, zero past the valid frames."""
+        with torch.autocast(waveforms.device.type, enabled=False):
+            emphasized = waveforms[:, 1:] - self.pre_emphasis * waveforms[:, :-1]
+            lengths = lengths - 1
+            padded = reflect(emphasized, lengths, self.window.numel() // 2)
+            window, filters = self.window.to(padded.dtype), self.filters.to(padded.dtype)
+            power = PowerSpectrum.apply(padded, window, self.hop, self.n_fft)
+            decibels = 10.0 * (power @ filters).clamp_min(1e-16).log10()
+        frames = 1 + lengths // self.hop
+        return mask_padding(decibels, frames), frames
+
+
+class LogMel(FrontEnd):
+    """The front end of AudioNet: 32 log-mel energies every 10 ms.
+
+    Pre-emphasis drops the first sample; centered frames of a periodic Hann window with reflect padding; power; Slaney
+    mel filters from 0 to 8,000 Hz; 10 log10(max(., 1e-16)); no normalization. 80,000 samples give 500 frames.
+
+    Args:
+        mels: number of mel bands.
+        window: samples of the Hann window, a multiple of the hop.
+        hop: samples between frames.
+        n_fft: points of the Fourier transform.
+        pre_emphasis: coefficient of the first-order difference.
+
+    Source: Jati et al., "Adversarial attack and defense strategies for deep speaker recognition systems", 2021.
+    """
+
+    def __init__(
+        self, mels: int = 32, window: int = 800, hop: int = 160, n_fft: int = 1024, pre_emphasis: float = 0.97
+    ) -> None:
+        super().__init__({"raw": LogMelStage(mels, window, hop, n_fft, pre_emphasis)})
+        self.mels, self.window, self.hop, self.n_fft, self.pre_emphasis = mels, window, hop, n_fft, pre_emphasis
+        self.frame_size = mels

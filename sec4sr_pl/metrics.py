@@ -1,0 +1,482 @@
+"""Numbers of the tables: robustness, verification errors, and how audible a perturbation is.
+
+Each metric is a pure function; those watched during training have a `torchmetrics.Metric` twin whose states are sums or
+concatenations, so that one process and many report the same value.
+"""
+
+import math
+import warnings
+from collections.abc import Callable
+from statistics import NormalDist
+from typing import Any, ClassVar, TypeVar
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torchmetrics import Metric
+from torchmetrics.utilities import dim_zero_cat
+
+from sec4sr_pl.types import SAMPLE_RATE, mask_padding
+
+Number = TypeVar("Number", float, Tensor)
+Signal = Tensor | NDArray[Any]
+
+
+# Robustness
+
+
+def attack_success_rate(benign_correct: Tensor, achieved: Tensor) -> Tensor:
+    """Fraction of the utterances decided correctly before the attack for which the attack reached its goal.
+
+    Errors that were there before the attack are no success. For a targeted attack pass as `benign_correct` the
+    utterances that were not decided as the target before.
+
+    Args:
+        benign_correct: (batch,) bool, the decision on the original was correct.
+        achieved: (batch,) bool, the attack reached its goal.
+
+    Returns:
+        () float in [0, 1], NaN where no original was decided correctly.
+
+    Raises:
+        ValueError: not two bool tensors of the same (batch,) shape.
+    """
+    succeeded, eligible = _count_successes(benign_correct, achieved)
+    return succeeded / eligible
+
+
+def _count_successes(benign_correct: Tensor, achieved: Tensor) -> tuple[Tensor, Tensor]:
+    for name, flags in (("benign_correct", benign_correct), ("achieved", achieved)):
+        if flags.dim() != 1 or flags.dtype != torch.bool:
+            raise ValueError(f"expected `{name}` (batch,) bool, got {tuple(flags.shape)} {flags.dtype}")
+    if benign_correct.shape != achieved.shape:
+        raise ValueError(f"expected flags of the same utterances, got {len(benign_correct)} and {len(achieved)}")
+    return (achieved & benign_correct).sum(), benign_correct.sum()
+
+
+def r1_score(benign_accuracy: Number, adversarial_accuracy: Number) -> Number:
+    """Harmonic mean 2AB / (A + B) of the accuracies without and under attack, 0 where both are 0.
+
+    Chen et al., "Towards Understanding and Mitigating Audio Adversarial Examples for Speaker Recognition", 2022.
+
+    Args:
+        benign_accuracy: A, a float or any tensor, as fraction or percentage.
+        adversarial_accuracy: B, of the same kind and on the same scale.
+    """
+    total = benign_accuracy + adversarial_accuracy
+    return 2 * benign_accuracy * adversarial_accuracy / (total + (total == 0))
+
+
+def wilson_interval(successes: int, trials: int, confidence: float = 0.95) -> tuple[float, float]:
+    """Score interval of a rate (Wilson, 1927), lower and upper end in [0, 1].
+
+    No trials give (0, 1), the limit of the formula: nothing is known.
+
+    Raises:
+        ValueError: not 0 <= successes <= trials, or confidence outside (0, 1).
+    """
+    if not 0 <= successes <= trials:
+        raise ValueError(f"expected 0 <= successes <= trials, got {successes} of {trials}")
+    if not 0 < confidence < 1:
+        raise ValueError(f"expected a confidence between 0 and 1, got {confidence}")
+    if trials == 0:
+        return 0.0, 1.0
+    z = NormalDist().inv_cdf((1 + confidence) / 2)
+    center = (successes + z**2 / 2) / (trials + z**2)
+    reach = z / (trials + z**2) * math.sqrt(successes * (trials - successes) / trials + z**2 / 4)
+    return (center - reach if successes > 0 else 0.0), (center + reach if successes < trials else 1.0)
+
+
+class AttackSuccessRate(Metric):
+    """Fraction of the benign-correct utterances for which the attack reached its goal: `attack_success_rate`."""
+
+    is_differentiable = False
+    higher_is_better = None
+    full_state_update = False
+    succeeded: Tensor
+    eligible: Tensor
+
+    def __init__(self, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.add_state("succeeded", torch.tensor(0), dist_reduce_fx="sum")
+        self.add_state("eligible", torch.tensor(0), dist_reduce_fx="sum")
+
+    def update(self, benign_correct: Tensor, achieved: Tensor) -> None:
+        """Count a batch, two (batch,) bool."""
+        succeeded, eligible = _count_successes(benign_correct, achieved)
+        self.succeeded = self.succeeded + succeeded
+        self.eligible = self.eligible + eligible
+
+    def compute(self) -> Tensor:
+        """Return () float, NaN where no original was decided correctly."""
+        return self.succeeded / self.eligible
+
+
+# Verification
+
+
+def equal_error_rate(target_scores: Tensor, nontarget_scores: Tensor) -> Tensor:
+    """Rate at which misses equal false alarms: where the linearly interpolated ROC crosses the diagonal.
+
+    The sweep is exact, over all thresholds that separate two scores; scores may have any scale.
+
+    Args:
+        target_scores: (targets,) scores of trials that should be accepted.
+        nontarget_scores: (nontargets,) scores of trials that should be rejected.
+
+    Returns:
+        () float in [0, 1], NaN where there are no targets or no nontargets.
+
+    Raises:
+        ValueError: scores that are not 1-D float, or hold NaN.
+    """
+    _, misses, false_alarms = _error_rates(target_scores, nontarget_scores)
+    excess = misses - false_alarms  # grows from -1 to 1
+    after = (excess < 0).sum()
+    before = after - 1
+    weight = excess[before] / (excess[before] - excess[after])
+    return torch.lerp(misses[before], misses[after], weight)
+
+
+def equal_error_threshold(target_scores: Tensor, nontarget_scores: Tensor) -> Tensor:
+    """Threshold between two neighboring scores at which misses and false alarms differ least; the lowest of equals.
+
+    A trial is accepted if its score is above the threshold. Where all scores are equal it is that score: all rejected.
+    Arguments are those of `equal_error_rate`.
+
+    Returns:
+        () float, on the scale of the scores.
+
+    Raises:
+        ValueError: scores that are not 1-D float, hold NaN, or are none of either kind.
+    """
+    if min(target_scores.numel(), nontarget_scores.numel()) == 0:
+        raise ValueError(f"expected scores of both kinds, got {len(target_scores)} and {len(nontarget_scores)}")
+    scores, misses, false_alarms = _error_rates(target_scores, nontarget_scores)
+    middles = scores[:-1] + (scores[1:] - scores[:-1]) / 2
+    middles = torch.where(middles < scores[1:], middles, scores[:-1])  # between adjacent floats the middle rounds up
+    thresholds = torch.cat([middles, scores[-1:]])
+    return thresholds[(misses - false_alarms)[1:].abs().argmin()]
+
+
+def min_dcf(
+    target_scores: Tensor,
+    nontarget_scores: Tensor,
+    target_prior: float = 0.01,
+    miss_cost: float = 1.0,
+    false_alarm_cost: float = 1.0,
+) -> Tensor:
+    """Detection cost at the best threshold, over the cost of the better constant answer (NIST SRE).
+
+    Args:
+        target_scores: as in `equal_error_rate`.
+        nontarget_scores: likewise.
+        target_prior: probability of a target trial, in (0, 1).
+        miss_cost: cost of a rejected target, above 0.
+        false_alarm_cost: cost of an accepted nontarget, above 0.
+
+    Returns:
+        () float in [0, 1], NaN where there are no targets or no nontargets.
+
+    Raises:
+        ValueError: scores that are not 1-D float or hold NaN, a prior or cost out of range.
+    """
+    _check_costs(target_prior, miss_cost, false_alarm_cost)
+    _, misses, false_alarms = _error_rates(target_scores, nontarget_scores)
+    miss_weight, false_alarm_weight = miss_cost * target_prior, false_alarm_cost * (1 - target_prior)
+    costs = miss_weight * misses + false_alarm_weight * false_alarms
+    return costs.min() / min(miss_weight, false_alarm_weight)
+
+
+def _check_costs(target_prior: float, miss_cost: float, false_alarm_cost: float) -> None:
+    if not 0 < target_prior < 1:
+        raise ValueError(f"expected target_prior between 0 and 1, got {target_prior}")
+    if not (miss_cost > 0 and false_alarm_cost > 0):
+        raise ValueError(f"expected costs above 0, got {miss_cost} of a miss, {false_alarm_cost} of a false alarm")
+
+
+def _check_scores(target_scores: Tensor, nontarget_scores: Tensor) -> None:
+    for name, scores in (("target_scores", target_scores), ("nontarget_scores", nontarget_scores)):
+        if scores.dim() != 1 or not scores.is_floating_point():
+            raise ValueError(f"expected `{name}` (trials,) float, got {tuple(scores.shape)} {scores.dtype}")
+
+
+def _error_rates(target_scores: Tensor, nontarget_scores: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Distinct scores, ascending; miss and false-alarm rates accepting all, then only above the first, second, ..."""
+    _check_scores(target_scores, nontarget_scores)
+    scores = torch.cat([target_scores.detach(), nontarget_scores.detach()])
+    if scores.isnan().any():
+        raise ValueError(f"expected scores to compare, got {int(scores.isnan().sum())} NaN among {len(scores)}")
+    scores = torch.unique(scores.to(torch.promote_types(scores.dtype, torch.float32)))
+
+    def rejected(trials: Tensor) -> Tensor:
+        counts = torch.searchsorted(trials.detach().to(scores.dtype).sort().values, scores, right=True)
+        return torch.cat([counts.new_zeros(1), counts])
+
+    targets, nontargets = len(target_scores), len(nontarget_scores)  # 0 / 0 is NaN
+    return scores, rejected(target_scores) / targets, (nontargets - rejected(nontarget_scores)) / nontargets
+
+
+class _Trials(Metric):
+    """Keeps the scores of all trials, in the precision of the metric (`set_dtype`), float32 unless told."""
+
+    is_differentiable = False
+    higher_is_better = False
+    full_state_update = False
+    target_scores: list[Tensor]
+    nontarget_scores: list[Tensor]
+
+    def __init__(self, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.add_state("target_scores", [], dist_reduce_fx="cat")
+        self.add_state("nontarget_scores", [], dist_reduce_fx="cat")
+
+    def update(self, target_scores: Tensor, nontarget_scores: Tensor) -> None:
+        """Keep the scores of a batch of trials, (targets,) and (nontargets,) float; one of them may be empty."""
+        _check_scores(target_scores, nontarget_scores)
+        self.target_scores.append(target_scores.detach().to(self.dtype))
+        self.nontarget_scores.append(nontarget_scores.detach().to(self.dtype))
+
+    def _scores(self) -> tuple[Tensor, Tensor]:
+        kinds = (self.target_scores, self.nontarget_scores)
+        target, nontarget = (dim_zero_cat(kind) if len(kind) else torch.empty(0, device=self.device) for kind in kinds)
+        return target, nontarget
+
+
+class EqualErrorRate(_Trials):
+    """Rate at which misses equal false alarms, over all trials seen: `equal_error_rate`."""
+
+    def compute(self) -> Tensor:
+        """Return () float in [0, 1], NaN where there are no targets or no nontargets."""
+        return equal_error_rate(*self._scores())
+
+
+class MinDCF(_Trials):
+    """Normalized detection cost at the best threshold, over all trials seen: `min_dcf`."""
+
+    def __init__(
+        self, target_prior: float = 0.01, miss_cost: float = 1.0, false_alarm_cost: float = 1.0, **kwargs: Any
+    ) -> None:
+        super().__init__(**kwargs)
+        _check_costs(target_prior, miss_cost, false_alarm_cost)
+        self.target_prior = target_prior
+        self.miss_cost = miss_cost
+        self.false_alarm_cost = false_alarm_cost
+
+    def compute(self) -> Tensor:
+        """Return () float in [0, 1], NaN where there are no targets or no nontargets."""
+        return min_dcf(*self._scores(), self.target_prior, self.miss_cost, self.false_alarm_cost)
+
+
+# Audibility
+
+
+def signal_to_noise_ratio(adversarial: Tensor, original: Tensor, lengths: Tensor | None = None) -> Tensor:
+    """Energy of the original over that of the perturbation, 10 log10(sum x^2 / sum delta^2), in dB.
+
+    It depends neither on the scale nor on the duration of the utterance.
+
+    Args:
+        adversarial: (batch, time) waveforms after the attack.
+        original: (batch, time) waveforms before it.
+        lengths: (batch,) valid samples; the others do not count. None: all are valid.
+
+    Returns:
+        (batch,) dB, +inf where nothing was changed, -inf where only the original is silent.
+
+    Raises:
+        ValueError: waveforms that are not float and of one shape (batch, time), lengths that are not (batch,).
+    """
+    signal, delta = _signal_and_delta(adversarial, original, lengths)
+    noise = torch.linalg.vector_norm(delta, dim=1)
+    ratio: Tensor = 20 * (torch.linalg.vector_norm(signal, dim=1) / noise).log10()
+    return ratio.masked_fill(noise == 0, math.inf)
+
+
+def l2_norm(adversarial: Tensor, original: Tensor, lengths: Tensor | None = None) -> Tensor:
+    """Euclidean norm of the perturbation of waveforms in [-1, 1]; not divided by the duration, with which it grows.
+
+    Arguments and errors are those of `signal_to_noise_ratio`.
+
+    Returns:
+        (batch,), in units of full scale.
+    """
+    _, delta = _signal_and_delta(adversarial, original, lengths)
+    norm: Tensor = torch.linalg.vector_norm(delta, dim=1)
+    return norm
+
+
+def linf_norm(adversarial: Tensor, original: Tensor, lengths: Tensor | None = None) -> Tensor:
+    """Largest change of a sample of waveforms in [-1, 1].
+
+    Arguments and errors are those of `signal_to_noise_ratio`.
+
+    Returns:
+        (batch,), as fraction of full scale.
+    """
+    _, delta = _signal_and_delta(adversarial, original, lengths)
+    return delta.abs().amax(dim=1)
+
+
+def perceptual_evaluation_of_speech_quality(adversarial: Signal, original: Signal) -> float:
+    """Wide-band PESQ (ITU-T P.862.2) of one utterance at 16 kHz, with the original as reference.
+
+    The package `pesq` has room for 50 stretches of speech and crashes the process on more, which takes more than 20 s;
+    so a longer utterance is cut into equal pieces of at most 20 s whose mean is returned.
+
+    Args:
+        adversarial: (time,) waveform after the attack.
+        original: (time,) waveform before it.
+
+    Returns:
+        Mean opinion score in about [1.04, 4.64]; NaN where PESQ is not defined: under 0.25 s, no speech in the original
+        (or in a piece of it), an adversarial waveform that is silent, samples that are not finite.
+
+    Raises:
+        ValueError: signals that are not float and of one shape (time,).
+        ImportError: the package pesq is missing.
+    """
+    try:
+        from pesq import PesqError, pesq
+    except ImportError as error:
+        raise ImportError("PESQ needs the package pesq: pip install pesq") from error
+    degraded, reference = _utterance(adversarial, original)
+    pieces = max(1, math.ceil(len(reference) / (20 * SAMPLE_RATE)))
+    scores = []
+    for ours, theirs in zip(np.array_split(degraded, pieces), np.array_split(reference, pieces), strict=True):
+        usable = theirs.any() and np.isfinite(ours).all() and np.isfinite(theirs).all()
+        code = pesq(SAMPLE_RATE, theirs, ours, "wb", on_error=PesqError.RETURN_VALUES) if usable else math.nan
+        scores.append(float(code) if code > 0 else math.nan)  # errors are negative
+    return sum(scores) / pieces
+
+
+def short_time_objective_intelligibility(adversarial: Signal, original: Signal) -> float:
+    """STOI, not the extended one, of one utterance at 16 kHz, with the original as reference.
+
+    Taal et al., "An Algorithm for Intelligibility Prediction of Time-Frequency Weighted Noisy Speech", 2011.
+
+    Arguments and errors are those of `perceptual_evaluation_of_speech_quality`.
+
+    Returns:
+        Mean correlation in [-1, 1]; NaN where STOI is not defined: under about 0.4 s of speech in the original, or
+        samples that are not finite.
+    """
+    try:
+        from pystoi import stoi
+    except ImportError as error:
+        raise ImportError("STOI needs the package pystoi: pip install pystoi") from error
+    degraded, reference = _utterance(adversarial, original)
+    if not (reference.any() and np.isfinite(degraded).all() and np.isfinite(reference).all()):
+        return math.nan
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", "Not enough STFT frames", RuntimeWarning)
+        try:
+            return float(stoi(reference, degraded, SAMPLE_RATE, extended=False))
+        except (RuntimeWarning, IndexError):  # the latter where there is not even one frame
+            return math.nan
+
+
+def _utterance(adversarial: Signal, original: Signal) -> tuple[NDArray[Any], NDArray[Any]]:
+    signals = (adversarial, original)
+    ours, theirs = (x.detach().cpu().double().numpy() if isinstance(x, Tensor) else x for x in signals)
+    if ours.ndim != 1 or ours.shape != theirs.shape or not ours.dtype.kind == theirs.dtype.kind == "f":
+        raise ValueError(
+            f"expected two float waveforms of one shape (time,), "
+            f"got {ours.shape} {ours.dtype} and {theirs.shape} {theirs.dtype}"
+        )
+    return ours, theirs
+
+
+def _check_waveforms(adversarial: Tensor, original: Tensor, lengths: Tensor | None) -> None:
+    for name, waveforms in (("adversarial", adversarial), ("original", original)):
+        if waveforms.dim() != 2 or waveforms.shape[1] == 0 or not waveforms.is_floating_point():
+            raise ValueError(f"expected `{name}` (batch, time) float, got {tuple(waveforms.shape)} {waveforms.dtype}")
+    if adversarial.shape != original.shape:
+        raise ValueError(f"expected waveforms of one shape, got {tuple(adversarial.shape)} and {tuple(original.shape)}")
+    if lengths is not None and lengths.shape != original.shape[:1]:
+        raise ValueError(f"expected `lengths` {tuple(original.shape[:1])}, got {tuple(lengths.shape)}")
+
+
+def _signal_and_delta(adversarial: Tensor, original: Tensor, lengths: Tensor | None) -> tuple[Tensor, Tensor]:
+    """Original and perturbation, zero in the padding."""
+    _check_waveforms(adversarial, original, lengths)
+    dtype = torch.promote_types(original.dtype, torch.float32)
+    signal, changed = original.to(dtype), adversarial.to(dtype)
+    if lengths is not None:
+        signal, changed = mask_padding(signal, lengths), mask_padding(changed, lengths)
+    return signal, changed - signal
+
+
+class _FiniteMean(Metric):
+    """Mean over the utterances for which a measure is finite, and the number of the others."""
+
+    is_differentiable = False
+    higher_is_better = True
+    full_state_update = False
+    measure: ClassVar[str]
+    """Names the state that sums: a MetricCollection merges metrics with equal states, as two that only failed have."""
+    finite: Tensor
+    failed: Tensor
+
+    def __init__(self, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.add_state(self.measure, torch.tensor(0.0), dist_reduce_fx="sum")
+        self.add_state("finite", torch.tensor(0), dist_reduce_fx="sum")
+        self.add_state("failed", torch.tensor(0), dist_reduce_fx="sum")
+
+    def _count(self, values: Tensor) -> None:
+        finite = values.isfinite()
+        setattr(self, self.measure, getattr(self, self.measure) + values.where(finite, 0.0).sum())
+        self.finite = self.finite + finite.sum()
+        self.failed = self.failed + (~finite).sum()
+
+    def compute(self) -> Tensor:
+        """Return () float, NaN where the measure was finite for no utterance."""
+        mean: Tensor = getattr(self, self.measure) / self.finite
+        return mean
+
+    def failures(self) -> Tensor:
+        """Return () int64, utterances left out of the mean on all processes; every process has to ask."""
+        with self.sync_context(dist_sync_fn=self.dist_sync_fn):
+            return self.failed.clone()
+
+
+class SignalToNoiseRatio(_FiniteMean):
+    """Mean dB over the utterances that were changed: `signal_to_noise_ratio`. Unchanged ones are `failures`."""
+
+    measure = "decibels"
+
+    def update(self, adversarial: Tensor, original: Tensor, lengths: Tensor | None = None) -> None:
+        """Count a batch, two (batch, time) waveforms and (batch,) valid samples."""
+        self._count(signal_to_noise_ratio(adversarial.detach(), original.detach(), lengths))
+
+
+class PerceptualEvaluationOfSpeechQuality(_FiniteMean):
+    """Mean wide-band PESQ where it is defined: `perceptual_evaluation_of_speech_quality`."""
+
+    measure = "quality"
+
+    def update(self, adversarial: Tensor, original: Tensor, lengths: Tensor | None = None) -> None:
+        """Count a batch, two (batch, time) waveforms and (batch,) valid samples."""
+        self._count(_each(perceptual_evaluation_of_speech_quality, adversarial, original, lengths))
+
+
+class ShortTimeObjectiveIntelligibility(_FiniteMean):
+    """Mean STOI where it is defined: `short_time_objective_intelligibility`."""
+
+    measure = "intelligibility"
+
+    def update(self, adversarial: Tensor, original: Tensor, lengths: Tensor | None = None) -> None:
+        """Count a batch, two (batch, time) waveforms and (batch,) valid samples."""
+        self._count(_each(short_time_objective_intelligibility, adversarial, original, lengths))
+
+
+def _each(
+    measure: Callable[[Signal, Signal], float], adversarial: Tensor, original: Tensor, lengths: Tensor | None
+) -> Tensor:
+    """(batch,) measure that exists only for one utterance at a time, on the CPU."""
+    _check_waveforms(adversarial, original, lengths)
+    ends = [original.shape[1]] * len(original) if lengths is None else lengths.tolist()
+    rows = zip(adversarial.detach().cpu(), original.detach().cpu(), ends, strict=True)
+    return torch.tensor([measure(ours[:end], theirs[:end]) for ours, theirs, end in rows], device=original.device)

@@ -1,0 +1,122 @@
+"""The chain from waveform to decision: defenses and front-end stages, backbone, scorer."""
+
+import copy
+from collections.abc import Iterator, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from sec4sr_pl.defenses.base import Defense
+from sec4sr_pl.features import FrontEnd
+from sec4sr_pl.scoring import ClosedSet, Scorer
+from sec4sr_pl.types import REJECT, full_lengths
+
+
+class Recognizer(nn.Module):
+    """A speaker recognizer: waveform -> front end -> backbone -> scores, with defenses where they say they act.
+
+    Args:
+        features: front end with named stages.
+        backbone: frames, lengths -> (batch, embedding).
+        scorer: embeddings -> (batch, speakers).
+        defenses: applied in order, each after the stage that it names.
+
+    Raises:
+        ValueError: a defense that names a stage the front end does not have.
+    """
+
+    def __init__(
+        self, features: FrontEnd, backbone: nn.Module, scorer: Scorer, defenses: Sequence[Defense] = ()
+    ) -> None:
+        super().__init__()
+        stages = ["waveform", *features.stages]
+        for defense in defenses:
+            if defense.after not in stages:
+                raise ValueError(
+                    f"{type(defense).__name__} acts after the stage '{defense.after}', "
+                    f"but {type(features).__name__} has {', '.join(stages)}"
+                )
+        self.features = features
+        self.backbone = backbone
+        self.scorer = scorer
+        self.defenses = nn.ModuleList(defenses)
+
+    def chain(self) -> Iterator[nn.Module]:
+        """Defenses and front-end stages in the order in which a signal meets them."""
+        for name in ("waveform", *self.features.stages):
+            if name != "waveform":
+                yield self.features.stages[name]
+            for defense in self.defenses:
+                if defense.after == name:
+                    yield defense
+
+    @property
+    def minimum_samples(self) -> int:
+        """Samples of the shortest utterance that the chain can score."""
+        minimum: int = self.backbone.minimum_frames  # type: ignore[assignment]
+        for module in reversed(list(self.chain())):
+            minimum = module.minimum_input(minimum)  # type: ignore[operator]
+        return minimum
+
+    @property
+    def randomized(self) -> bool:
+        """Whether two calls on the same waveform may differ."""
+        return any(defense.randomized for defense in self.defenses)
+
+    def seed(self, seed: int) -> None:
+        """Restart the generators of all randomized defenses."""
+        for index, defense in enumerate(self.defenses):
+            defense.seed(seed + index)  # type: ignore[operator]
+
+    def check(self, waveforms: Tensor, lengths: Tensor | None = None, names: Sequence[str] | None = None) -> None:
+        """Refuse what the chain can't score.
+
+        Raises:
+            ValueError: not (batch, time) floating point, or an utterance (named, if `names` are given) that is too
+                short for the chain. Lengths on an accelerator are only checked when names are given: it synchronizes.
+        """
+        if waveforms.dim() != 2 or not waveforms.is_floating_point():
+            raise ValueError(
+                f"Expected (batch, time) floating-point waveforms, got {tuple(waveforms.shape)} {waveforms.dtype}"
+            )
+        if waveforms.shape[1] < self.minimum_samples:
+            shortest, index = waveforms.shape[1], 0
+        elif lengths is not None and (names is not None or lengths.device.type == "cpu"):
+            shortest, index = int(lengths.min()), int(lengths.argmin())
+        else:
+            return
+        if shortest < self.minimum_samples:
+            name = f"row {index}" if names is None else f"'{names[index]}'"
+            raise ValueError(
+                f"Utterance {name} has {shortest} samples, this recognizer needs at least {self.minimum_samples}: "
+                "leave it out or join it with another"
+            )
+
+    def embed(self, waveforms: Tensor, lengths: Tensor | None = None) -> Tensor:
+        """Embeddings, (batch, embedding), of (batch, time) waveforms with (batch,) valid samples.
+
+        Without `lengths` every sample is valid, and no time is spent on masks.
+        """
+        self.check(waveforms, lengths)
+        signal, valid = waveforms, full_lengths(waveforms) if lengths is None else lengths
+        for module in self.chain():
+            signal, valid = module(signal, valid)
+        return self.backbone(signal, None if lengths is None else valid)  # type: ignore[no-any-return]
+
+    def forward(self, waveforms: Tensor, lengths: Tensor | None = None) -> Tensor:
+        """Scores, (batch, speakers)."""
+        return self.scorer(self.embed(waveforms, lengths))  # type: ignore[no-any-return]
+
+    def decide(self, scores: Tensor) -> Tensor:
+        """The best speaker of (batch, speakers) scores if its score is above the threshold, else `REJECT`."""
+        best, index = scores.max(dim=1)
+        return torch.where(best > self.scorer.threshold, index, REJECT)
+
+    def with_defenses(self, defenses: Sequence[Defense]) -> "Recognizer":
+        """The same front end and backbone behind other defenses.
+
+        A classifier head is shared. Any other scorer is copied: it must be enrolled and calibrated again through the
+        new chain.
+        """
+        scorer = self.scorer if isinstance(self.scorer, ClosedSet) else copy.deepcopy(self.scorer)
+        return Recognizer(self.features, self.backbone, scorer, defenses).train(self.training)

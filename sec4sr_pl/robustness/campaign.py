@@ -1,0 +1,299 @@
+"""A campaign: every attack on every utterance, in units of work that survive a kill and fall to any rank.
+
+A unit is one attack on one fixed batch of utterances, in manifest order. Its random draws are seeded from what it is,
+never from what ran before, so records are the same bytes for any number of processes and after any kill.
+"""
+
+import json
+import math
+import os
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from sec4sr_pl import audio, metrics
+from sec4sr_pl.attacks import Attack, Objective
+from sec4sr_pl.checkpoint import describe
+from sec4sr_pl.data.base import Utterances, collate
+from sec4sr_pl.draws import key
+from sec4sr_pl.recognizer import Recognizer
+from sec4sr_pl.robustness.targets import Goal, choose_targets
+from sec4sr_pl.types import Batch
+
+Record = dict[str, Any]
+BENIGN = "benign"
+
+
+class CampaignError(ValueError):
+    """A campaign that can't go on, with what was expected, what came, and what to do."""
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a file that appears under its name only when it is whole."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        temporary.write_text(text, encoding="utf-8")
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+class Campaign:
+    """Attacks on a recognizer over a list of utterances, recorded under a folder.
+
+    The success of an attack is measured on the file that it left behind, read again.
+
+    Args:
+        recognizer: the system under test, with its defenses, on the device that shall do the work.
+        data: utterances and their labels.
+        attacks: each with a name of its own.
+        output: folder of `campaign.json`, `records/` and `audio/`.
+        goal: what the attacks want.
+        adaptive: attack through the defenses; False crafts on the undefended recognizer (oblivious).
+        batch_size: utterances of a unit.
+        seed: of all draws.
+        draws: further fresh draws of a randomized recognizer on each utterance.
+        perceptual: measure PESQ and STOI, about 0.1 s an utterance.
+        identity: what else tells this campaign from another, e.g. the checkpoint's checksum.
+
+    Raises:
+        CampaignError: attacks of one name, no utterance, or an output folder of another campaign.
+    """
+
+    def __init__(
+        self,
+        recognizer: Recognizer,
+        data: Utterances,
+        attacks: Sequence[Attack],
+        output: Path,
+        goal: Goal = "untargeted",
+        adaptive: bool = True,
+        batch_size: int = 16,
+        seed: int = 0,
+        draws: int = 10,
+        perceptual: bool = True,
+        identity: dict[str, Any] | None = None,
+    ) -> None:
+        names = [attack.name for attack in attacks]
+        if len(set(names)) < len(names) or BENIGN in names:
+            raise CampaignError(f"Expected attacks with names of their own, got {', '.join(names)}")
+        if not len(data):
+            raise CampaignError("Expected at least one utterance, got none")
+        if batch_size < 1 or draws < 1:
+            raise CampaignError(f"Expected batch_size and draws >= 1, got {batch_size} and {draws}")
+        self.recognizer = recognizer.eval()
+        self.undefended = recognizer.with_defenses([])
+        self.data, self.attacks, self.output = data, list(attacks), Path(output)
+        self.goal, self.adaptive, self.batch_size, self.seed = goal, adaptive, batch_size, seed
+        self.draws, self.perceptual = draws, perceptual
+        self.threshold = float(recognizer.scorer.threshold)
+        self.objective = Objective(self.threshold, targeted=goal != "untargeted")
+        self.defenses = describe(recognizer.defenses)
+        self.identity = self._identity(identity or {})
+
+    def _identity(self, extra: dict[str, Any]) -> dict[str, Any]:
+        """What makes this campaign; written down, and compared by a resume."""
+        utterances = [(u.name, u.speaker, u.start, u.frames, u.path.stat().st_size) for u in self.data.utterances]
+        return {
+            **extra,
+            "recognizer": describe(self.recognizer),
+            "attacks": {attack.name: repr(attack) for attack in self.attacks},
+            "goal": self.goal,
+            "adaptive": self.adaptive,
+            "randomized": self.recognizer.randomized,
+            "batch_size": self.batch_size,
+            "seed": self.seed,
+            "draws": self.draws,
+            "perceptual": self.perceptual,
+            "utterances": len(utterances),
+            "manifest": f"{key(*utterances):016x}",
+        }
+
+    def open(self) -> None:
+        """Claim the output folder.
+
+        Raises:
+            CampaignError: it belongs to another campaign, or can't be written.
+        """
+        path = self.output / "campaign.json"
+        text = json.dumps(self.identity, indent=1) + "\n"
+        try:
+            if not path.exists():
+                write_text(path, text)
+            found = json.loads(path.read_text(encoding="utf-8"))
+        except OSError as error:
+            raise CampaignError(f"{self.output} can't be written ({error}): choose another output folder") from error
+        expected = json.loads(text)
+        if different := sorted(name for name in {*found, *expected} if found.get(name) != expected.get(name)):
+            raise CampaignError(
+                f"{self.output} holds another campaign, which differs in {', '.join(different)}: "
+                "choose another output folder, or remove this one"
+            )
+
+    @property
+    def batches(self) -> list[range]:
+        """The positions of each batch's utterances."""
+        return [range(i, min(i + self.batch_size, len(self.data))) for i in range(0, len(self.data), self.batch_size)]
+
+    def run(self, rank: int = 0, world: int = 1, progress: Callable[[int], None] | None = None) -> None:
+        """Do this rank's units that are not on disk yet.
+
+        Args:
+            rank: of this process.
+            world: number of processes; each takes whole batches.
+            progress: told the number of utterances done, after each unit.
+        """
+        self.open()
+        device = self.recognizer.scorer.threshold.device
+        for index in range(rank, len(self.batches), world):
+            missing = [a for a in (None, *self.attacks) if not self.unit(name_of(a), index).exists()]
+            batch = collate([self.data[i] for i in self.batches[index]]) if missing else None
+            for attack in (None, *self.attacks):
+                if attack in missing and batch is not None:
+                    moved = Batch(
+                        batch.waveforms.to(device), batch.lengths.to(device), batch.speakers.to(device), batch.names
+                    )
+                    records = self.benign(moved) if attack is None else self.attack(attack, moved, index)
+                    text = "".join(json.dumps(record, allow_nan=False) + "\n" for record in records)
+                    write_text(self.unit(name_of(attack), index), text)
+                if progress is not None:
+                    progress(len(self.batches[index]))
+
+    def unit(self, name: str, index: int) -> Path:
+        """The file of an attack's records on a batch."""
+        return self.output / "records" / name / f"{index:05d}.jsonl"
+
+    def records(self, name: str) -> Iterator[Record]:
+        """All records of an attack, or of `benign`, in manifest order.
+
+        Raises:
+            CampaignError: a unit that is not there.
+        """
+        for index in range(len(self.batches)):
+            path = self.unit(name, index)
+            if not path.exists():
+                raise CampaignError(f"{path} is missing: run the same command again, it does what is left")
+            yield from (json.loads(line) for line in path.read_text(encoding="utf-8").splitlines())
+
+    def seeds(self, name: str, names: Sequence[str], purpose: str) -> int:
+        """The seed of a unit's draws for a purpose."""
+        return key(self.seed, name, self.defenses, *names, purpose)
+
+    @torch.no_grad()
+    def benign(self, batch: Batch) -> list[Record]:
+        """The recognizer on the utterances as they are, and the targets."""
+        self.recognizer.check(batch.waveforms, batch.lengths, batch.names)
+        plain = self.undefended(batch.waveforms, batch.lengths)
+        targets: list[int | None] = [None] * len(batch.names)
+        if self.goal != "untargeted":
+            decisions = self.undefended.decide(plain)
+            targets = list(
+                choose_targets(plain, decisions, batch.speakers, batch.names, self.goal, self.threshold, self.seed)
+            )
+        decisions, rates = self.measure(batch.waveforms, batch, BENIGN, batch.speakers == batch.speakers)
+        return [
+            {
+                "name": name,
+                "label": label,
+                "decision": decision,
+                "correct": decision == label,
+                "correct_rate": rates["correct"][i],
+                "target": targets[i],
+            }
+            for i, (name, label, decision) in enumerate(
+                zip(batch.names, batch.speakers.tolist(), decisions.tolist(), strict=True)
+            )
+        ]
+
+    def attack(self, attack: Attack, batch: Batch, index: int) -> list[Record]:
+        """An attack on a batch: craft, write, read again, measure."""
+        labels = batch.speakers
+        if self.objective.targeted:
+            lines = self.unit(BENIGN, index).read_text(encoding="utf-8").splitlines()
+            labels = torch.tensor([json.loads(line)["target"] for line in lines], device=labels.device)
+        self.recognizer.seed(self.seeds(attack.name, batch.names, "defenses"))
+        generator = torch.Generator().manual_seed(self.seeds(attack.name, batch.names, "attack"))
+        victim = self.recognizer if self.adaptive else self.undefended
+        result = attack(victim, batch.waveforms, labels, batch.lengths, self.objective, generator)
+        paths = [self.audio(attack, i) for i in self.batches[index]]
+        originals = [row[:n].cpu() for row, n in zip(batch.waveforms, batch.lengths.tolist(), strict=True)]
+        crafted = [row[:n].cpu() for row, n in zip(result.waveforms, result.lengths.tolist(), strict=True)]
+        for path, adversarial, original in zip(paths, crafted, originals, strict=True):
+            audio.write_adversarial(path, adversarial, original, attack.epsilon)
+        read = [audio.read(path) for path in paths]
+        again = collate([(waveform, 0, "") for waveform in read])
+        with torch.no_grad():
+            heard = again.waveforms.to(batch.waveforms.device)
+            decisions, rates = self.measure(
+                heard, batch._replace(lengths=again.lengths.to(heard.device)), attack.name, labels
+            )
+        records = []
+        for i, name in enumerate(batch.names):
+            decision, label = int(decisions[i]), int(batch.speakers[i])
+            achieved = decision == int(labels[i]) if self.objective.targeted else decision != label
+            records.append(
+                {
+                    "name": name,
+                    "label": label,
+                    "target": int(labels[i]) if self.objective.targeted else None,
+                    "decision": decision,
+                    "correct": decision == label,
+                    "achieved": achieved,
+                    "correct_rate": rates["correct"][i],
+                    "achieved_rate": rates["achieved"][i],
+                    "queries": int(result.queries[i]),
+                    **distortion(read[i], originals[i], attack.epsilon, name, self.perceptual),
+                    "audio": paths[i].relative_to(self.output).as_posix(),
+                }
+            )
+        return records
+
+    def audio(self, attack: Attack, position: int) -> Path:
+        """Where the adversarial utterance lies: the layout of a split, one an attack."""
+        utterance = self.data.utterances[position]
+        return self.output / "audio" / attack.name / utterance.speaker / f"{utterance.name}.wav"
+
+    def measure(
+        self, waveforms: Tensor, batch: Batch, name: str, labels: Tensor
+    ) -> tuple[Tensor, dict[str, list[float | None]]]:
+        """Decisions of one fresh draw, (batch,), and rates over further draws (None for a deterministic recognizer)."""
+        self.recognizer.seed(self.seeds(name, batch.names, "measure"))
+        decisions = self.recognizer.decide(self.recognizer(waveforms, batch.lengths))
+        nothing: list[float | None] = [None] * len(batch.names)
+        if not self.recognizer.randomized:
+            return decisions, {"correct": nothing, "achieved": nothing}
+        drawn = torch.stack(
+            [self.recognizer.decide(self.recognizer(waveforms, batch.lengths)) for _ in range(self.draws)]
+        )
+        correct = (drawn == batch.speakers).double().mean(0)
+        achieved = (drawn == labels).double().mean(0) if self.objective.targeted else 1.0 - correct
+        return decisions, {"correct": correct.tolist(), "achieved": achieved.tolist()}
+
+
+def name_of(attack: Attack | None) -> str:
+    """The attack's name, or `benign`."""
+    return BENIGN if attack is None else attack.name
+
+
+def distortion(
+    adversarial: Tensor, original: Tensor, epsilon: float, name: str, perceptual: bool
+) -> dict[str, float | None]:
+    """How far and how audible: L2, Linf, SNR (dB), PESQ, STOI; None where there is no finite value.
+
+    Raises:
+        CampaignError: a file outside the attack's ball.
+    """
+    values = {
+        "l2": float(metrics.l2_norm(adversarial[None], original[None])),
+        "linf": float(metrics.linf_norm(adversarial[None], original[None])),
+        "snr": float(metrics.signal_to_noise_ratio(adversarial[None], original[None])),
+        "pesq": metrics.perceptual_evaluation_of_speech_quality(adversarial, original) if perceptual else math.nan,
+        "stoi": metrics.short_time_objective_intelligibility(adversarial, original) if perceptual else math.nan,
+    }
+    if not values["linf"] <= epsilon * (1.0 + 1e-4):  # float32 rounding of the original moves the edge of the ball
+        raise CampaignError(f"'{name}' was changed by {values['linf']:.6g}, outside the ball of {epsilon:.6g}")
+    return {measure: value if math.isfinite(value) else None for measure, value in values.items()}

@@ -1,0 +1,232 @@
+"""From records to numbers with intervals: JSON for programs, CSV for spreadsheets, Markdown for people."""
+
+import csv
+import io
+import json
+import math
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from sec4sr_pl.metrics import r1_score, wilson_interval
+from sec4sr_pl.robustness.campaign import BENIGN, Campaign, Record, write_text
+
+MEASURES = ("l2", "linf", "snr", "pesq", "stoi")
+
+
+class Rate(NamedTuple):
+    """k of n, with its 95 % Wilson interval; fractions, None where n is 0."""
+
+    successes: int
+    trials: int
+    value: float | None
+    low: float | None
+    high: float | None
+
+    @classmethod
+    def of(cls, flags: Iterable[bool]) -> "Rate":
+        """The rate of flags that are set."""
+        listed = list(flags)
+        successes, trials = sum(listed), len(listed)
+        if not trials:
+            return cls(0, 0, None, None, None)
+        return cls(successes, trials, successes / trials, *wilson_interval(successes, trials))
+
+    def __str__(self) -> str:
+        """61.4 [55.2, 67.2], in percent."""
+        if self.value is None or self.low is None or self.high is None:
+            return "-"
+        return f"{100 * self.value:.1f} [{100 * self.low:.1f}, {100 * self.high:.1f}]"
+
+
+class Row(NamedTuple):
+    """What one attack did."""
+
+    attack: str
+    accuracy: Rate
+    """Utterances still decided correctly."""
+    success: Rate
+    """The attack's goal reached, among utterances that were decided correctly before."""
+    accuracy_over_draws: float | None
+    """Mean accuracy over fresh draws of a randomized recognizer."""
+    measures: dict[str, dict[str, float | int | None]]
+    """Mean of each measure of distortion and the number of utterances for which it is not defined."""
+    queries: float
+    """Forward rows an utterance, mean."""
+
+
+class Summary(NamedTuple):
+    """A campaign in numbers."""
+
+    benign: Rate
+    benign_over_draws: float | None
+    rows: list[Row]
+    worst: Rate
+    """Utterances decided correctly whatever the attack."""
+    r1: float | None
+    """Harmonic mean of the benign accuracy and the mean accuracy over the attacks."""
+    goal: str
+    notes: list[str]
+
+    def to_json(self) -> str:
+        """All numbers, fractions."""
+        plain: dict[str, Any] = {
+            **self._asdict(),
+            "benign": self.benign._asdict(),
+            "worst": self.worst._asdict(),
+            "rows": [
+                {**row._asdict(), "accuracy": row.accuracy._asdict(), "success": row.success._asdict()}
+                for row in self.rows
+            ],
+        }
+        return json.dumps(plain, indent=1, allow_nan=False) + "\n"
+
+    def to_csv(self) -> str:
+        """A line an attack, the benign utterances first and the worst case last."""
+        text = io.StringIO()
+        writer = csv.writer(text, lineterminator="\n")
+        rates = [f"{name}{part}" for name in ("accuracy", "success") for part in ("", "_k", "_n", "_low", "_high")]
+        failures = [f"{name}_undefined" for name in MEASURES]
+        writer.writerow(["attack", *rates, "accuracy_over_draws", "queries", *MEASURES, *failures])
+        nothing = [""] * (2 + 2 * len(MEASURES))
+
+        def cells(rate: Rate) -> list[Any]:
+            return [rate.value, rate.successes, rate.trials, rate.low, rate.high]
+
+        writer.writerow([BENIGN, *cells(self.benign), *[""] * 5, self.benign_over_draws, *nothing[1:]])
+        for row in self.rows:
+            means = [row.measures[name]["mean"] for name in MEASURES]
+            undefined = [row.measures[name]["undefined"] for name in MEASURES]
+            writer.writerow(
+                [
+                    row.attack,
+                    *cells(row.accuracy),
+                    *cells(row.success),
+                    row.accuracy_over_draws,
+                    row.queries,
+                    *means,
+                    *undefined,
+                ]
+            )
+        writer.writerow(["worst case", *cells(self.worst), *[""] * 5, *nothing])
+        return text.getvalue()
+
+    def to_markdown(self) -> str:
+        """A table for people, percentages with intervals, and the notes below."""
+        randomized = self.benign_over_draws is not None
+        titles = ["attack", "accuracy % [95 %]", *(["over draws %"] if randomized else [])]
+        titles += ["success % of n [95 %]", "n", "L2", "Linf", "SNR dB", "PESQ", "STOI", "undefined", "queries"]
+        lines = [titles, ["---"] * len(titles)]
+        blank = ["-"] * 9
+
+        def drawn(value: float | None) -> list[str]:
+            return [shown(None if value is None else 100 * value, 1)] if randomized else []
+
+        lines.append(["none (benign)", str(self.benign), *drawn(self.benign_over_draws), *blank])
+        for row in self.rows:
+            digits = {"l2": 3, "linf": 5, "snr": 1, "pesq": 2, "stoi": 3}
+            means = [shown(row.measures[name]["mean"], digits[name]) for name in MEASURES]
+            undefined = ", ".join(
+                f"{row.measures[m]['undefined']} {m.upper()}" for m in MEASURES if row.measures[m]["undefined"]
+            )
+            lines.append(
+                [
+                    row.attack,
+                    str(row.accuracy),
+                    *drawn(row.accuracy_over_draws),
+                    str(row.success),
+                    str(row.success.trials),
+                    *means,
+                    undefined or "0",
+                    f"{row.queries:.0f}",
+                ]
+            )
+        lines.append(["worst case", str(self.worst), *([""] if randomized else []), *blank])
+        table = "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
+        r1 = "-" if self.r1 is None else f"{100 * self.r1:.1f} %"
+        head = f"Goal: {self.goal}. {self.benign.trials} utterances. R1 (benign and mean adversarial accuracy): {r1}."
+        return "\n\n".join([head, table, *self.notes]) + "\n"
+
+
+def shown(value: float | int | None, digits: int) -> str:
+    """A number, or a dash."""
+    return "-" if value is None else f"{value:.{digits}f}"
+
+
+def mean(values: Iterable[float | None]) -> float | None:
+    """The mean of what is there, None where nothing is; the same bytes in whatever order the records came."""
+    present = [value for value in values if value is not None]
+    return math.fsum(present) / len(present) if present else None
+
+
+def summarize(campaign: Campaign) -> Summary:
+    """Read a finished campaign's records.
+
+    Raises:
+        CampaignError: a unit that is not there.
+    """
+    benign = list(campaign.records(BENIGN))
+    was_correct = {record["name"]: record["correct"] for record in benign}
+    rows, still_correct = [], dict(was_correct)
+    for attack in campaign.attacks:
+        records = list(campaign.records(attack.name))
+        rows.append(_row(attack.name, records, was_correct))
+        for record in records:
+            still_correct[record["name"]] &= record["correct"]
+    benign_rate = Rate.of(was_correct.values())
+    accuracies = [row.accuracy.value for row in rows if row.accuracy.value is not None]
+    r1 = r1_score(benign_rate.value or 0.0, math.fsum(accuracies) / len(accuracies)) if accuracies else None
+    return Summary(
+        benign_rate,
+        mean(record["correct_rate"] for record in benign),
+        rows,
+        Rate.of(still_correct.values()),
+        r1,
+        campaign.goal,
+        notes(campaign),
+    )
+
+
+def _row(name: str, records: Sequence[Record], was_correct: dict[str, bool]) -> Row:
+    """The numbers of one attack."""
+    measures: dict[str, dict[str, float | int | None]] = {
+        measure: {
+            "mean": mean(record[measure] for record in records),
+            "undefined": sum(record[measure] is None for record in records),
+        }
+        for measure in MEASURES
+    }
+    return Row(
+        name,
+        Rate.of(record["correct"] for record in records),
+        Rate.of(record["achieved"] for record in records if was_correct[record["name"]]),
+        mean(record["correct_rate"] for record in records),
+        measures,
+        math.fsum(record["queries"] for record in records) / len(records),
+    )
+
+
+def notes(campaign: Campaign) -> list[str]:
+    """What a reader must know before believing the table."""
+    found = []
+    if campaign.recognizer.defenses and not campaign.adaptive:
+        found.append("**Oblivious**: crafted without the defenses. This is no measure of robustness.")
+    if campaign.recognizer.randomized and campaign.adaptive:
+        few = [attack.name for attack in campaign.attacks if getattr(attack, "draws", 1) == 1]
+        if few:
+            found.append(
+                f"**Randomized recognizer, one gradient draw a step (no EOT)**: {', '.join(few)}. "
+                "These figures overstate robustness; set `draws`."
+            )
+    if campaign.perceptual is False:
+        found.append("PESQ and STOI were not measured.")
+    return found
+
+
+def write_summary(summary: Summary, output: Path) -> list[Path]:
+    """Write `summary.json`, `summary.csv` and `summary.md` into a folder; the paths written."""
+    texts = {"json": summary.to_json(), "csv": summary.to_csv(), "md": summary.to_markdown()}
+    paths = [output / f"summary.{suffix}" for suffix in texts]
+    for path, text in zip(paths, texts.values(), strict=True):
+        write_text(path, text)
+    return paths

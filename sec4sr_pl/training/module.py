@@ -1,0 +1,118 @@
+"""The LightningModule: the objective of a recognizer and a batch, logged."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from pytorch_lightning import LightningModule
+from pytorch_lightning.cli import OptimizerCallable
+from torch import Tensor
+from torch.optim import Adam, Optimizer
+from torch.optim.lr_scheduler import LRScheduler, OneCycleLR
+from torchmetrics import MeanMetric
+
+from sec4sr_pl.checkpoint import describe, load_recognizer
+from sec4sr_pl.draws import key
+from sec4sr_pl.recognizer import Recognizer
+from sec4sr_pl.training.objectives import Standard, TrainingObjective
+from sec4sr_pl.types import Batch
+
+SchedulerCallable = Callable[[Optimizer, int], LRScheduler]
+"""(optimizer, training steps in all) -> learning-rate schedule, stepped at every training step."""
+
+
+class OneCycle(OneCycleLR):
+    """One rise and fall of the learning rate over the whole training.
+
+    Args:
+        optimizer: whose learning rate moves.
+        total_steps: steps of the training; filled in by the trainer.
+        max_lr: highest learning rate.
+        rise: fraction of the steps in which it rises.
+    """
+
+    def __init__(self, optimizer: Optimizer, total_steps: int, max_lr: float, rise: float = 0.3) -> None:
+        super().__init__(optimizer, max_lr, total_steps=total_steps, pct_start=rise)
+
+
+class SpeakerModule(LightningModule):
+    """Trains a recognizer by an objective.
+
+    Args:
+        recognizer: what is trained, and rebuilt from a checkpoint alone by `load_recognizer`.
+        objective: plain or adversarial; default: `Standard`.
+        optimizer: parameters -> optimizer.
+        scheduler: (optimizer, total steps) -> schedule; None: a constant learning rate.
+        weights: checkpoint whose weights training starts from (fine-tuning).
+        seed: of all draws of a training step.
+    """
+
+    def __init__(
+        self,
+        recognizer: Recognizer,
+        objective: TrainingObjective | None = None,
+        optimizer: OptimizerCallable = Adam,
+        scheduler: SchedulerCallable | None = None,
+        weights: Path | None = None,
+        seed: int = 0,
+    ) -> None:
+        super().__init__()
+        self.recognizer = recognizer
+        self.objective = Standard() if objective is None else objective
+        self.optimizer, self.scheduler = optimizer, scheduler
+        self.weights, self.seed = weights, seed
+        self.benign_accuracy = MeanMetric(nan_strategy="disable")
+        self.adversarial_accuracy = MeanMetric(nan_strategy="disable")
+        self.development_accuracy = MeanMetric(nan_strategy="disable")
+
+    def setup(self, stage: str) -> None:
+        """Connect the data's labels to the recognizer's speakers; fetch initial weights.
+
+        Raises:
+            ValueError: a precision that rounds the waveform itself.
+        """
+        if self.trainer.precision in ("16-true", "bf16-true", "transformer-engine", "transformer-engine-float16"):
+            raise ValueError(
+                f"Precision {self.trainer.precision} rounds the waveform more coarsely than an attack changes it: "
+                "use bf16-mixed, 16-mixed or 32-true"
+            )
+        connect = getattr(self.trainer.datamodule, "connect", None)  # type: ignore[attr-defined]
+        if connect is not None:
+            connect(self.recognizer.scorer.speakers)
+        if stage == "fit" and self.weights is not None:
+            self.recognizer.load_state_dict(load_recognizer(self.weights).state_dict())
+
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        """The objective's loss; draws come from (seed, epoch, utterance)."""
+        keys = [key(self.seed, self.current_epoch, name) for name in batch.names]
+        self.recognizer.seed(key(*keys, "defenses"))
+        step = self.objective(self.recognizer, batch, keys)
+        correct = (step.scores.argmax(1) == step.speakers).float()
+        self.log("train/loss", step.loss, prog_bar=True, batch_size=len(keys))
+        for name, metric, rows in (
+            ("benign", self.benign_accuracy, ~step.adversarial),
+            ("adversarial", self.adversarial_accuracy, step.adversarial),
+        ):
+            metric.update(correct, rows.float())
+            self.log(f"train/{name}_accuracy", metric, on_step=False, on_epoch=True, batch_size=len(keys))
+        return step.loss
+
+    def validation_step(self, batch: Batch, batch_idx: int) -> None:
+        """Benign accuracy on the development part."""
+        self.recognizer.check(batch.waveforms, batch.lengths, batch.names)
+        self.recognizer.seed(key(self.seed, *batch.names))
+        scores = self.recognizer(batch.waveforms, batch.lengths)
+        self.development_accuracy.update((scores.argmax(1) == batch.speakers).float())
+        self.log("development/accuracy", self.development_accuracy, prog_bar=True, batch_size=len(batch.names))
+
+    def configure_optimizers(self) -> Any:
+        """The optimizer, and a schedule over the steps of the whole training."""
+        optimizer = self.optimizer(self.parameters())
+        if self.scheduler is None:
+            return optimizer
+        scheduler = self.scheduler(optimizer, int(self.trainer.estimated_stepping_batches))
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Put the recognizer's description beside its weights."""
+        checkpoint["recognizer"] = describe(self.recognizer)

@@ -1,0 +1,120 @@
+"""What a training step minimizes."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from sec4sr_pl.attacks import PGD
+from sec4sr_pl.draws import key, uniform
+from sec4sr_pl.recognizer import Recognizer
+from sec4sr_pl.types import Batch
+
+
+class Step(NamedTuple):
+    """The outcome of an objective on a batch."""
+
+    loss: Tensor
+    """() to be minimized."""
+    scores: Tensor
+    """(rows, speakers) detached."""
+    speakers: Tensor
+    """(rows,) labels of the rows."""
+    adversarial: Tensor
+    """(rows,) bool: which rows an adversary made."""
+
+
+class TrainingObjective(ABC):
+    """A loss of a recognizer on a batch of crops.
+
+    Training crops have one length, so the recognizer is given no lengths and spends no time on masks.
+    """
+
+    strength: float = 1.0
+    """Fraction of the adversary's budget; a schedule may move it."""
+
+    @abstractmethod
+    def __call__(self, recognizer: Recognizer, batch: Batch, keys: Sequence[int]) -> Step:
+        """The loss of a batch; row i draws from keys[i] alone."""
+
+
+class Standard(TrainingObjective):
+    """Cross-entropy on the batch and, beside it, on a copy with uniform noise of random amplitude.
+
+    Args:
+        noise: largest amplitude of the noise, as a fraction of full scale; 0: no copy.
+        label_smoothing: share of the target that is spread over all speakers.
+    """
+
+    def __init__(self, noise: float = 0.002, label_smoothing: float = 0.0) -> None:
+        if noise < 0 or not 0.0 <= label_smoothing < 1.0:
+            raise ValueError(f"Expected noise >= 0 and label_smoothing in [0, 1), got {noise}, {label_smoothing}")
+        self.noise, self.label_smoothing = noise, label_smoothing
+
+    def __call__(self, recognizer: Recognizer, batch: Batch, keys: Sequence[int]) -> Step:
+        """The loss of the batch and its noisy copy."""
+        waveforms, speakers = batch.waveforms, batch.speakers
+        if self.noise > 0:
+            amplitude = self.noise * uniform([key(k, "amplitude") for k in keys], waveforms[:, :1])
+            noise = 2.0 * uniform([key(k, "noise") for k in keys], waveforms) - 1.0
+            waveforms = torch.cat([waveforms, (waveforms + amplitude * noise).clamp(-1.0, 1.0)])
+            speakers = speakers.repeat(2)
+        scores = recognizer(waveforms)
+        loss = functional.cross_entropy(scores, speakers, label_smoothing=self.label_smoothing)
+        return Step(loss, scores.detach(), speakers, torch.zeros_like(speakers, dtype=torch.bool))
+
+
+class AdversarialTraining(TrainingObjective):
+    """Cross-entropy on a batch of which a random part is replaced by adversarial examples against the current weights.
+
+    The adversary sees the recognizer as deployed: eval mode, so batch-norm statistics neither move nor depend on its
+    batch, and weights without gradient.
+
+    Args:
+        attack: the adversary.
+        fraction: chance of each row to be attacked.
+        micro_batch: rows attacked at a time; 16 crops of 2 s stay in the cache of a CPU. None: all.
+        label_smoothing: share of the target that is spread over all speakers.
+
+    Source: Madry et al., "Towards deep learning models resistant to adversarial attacks", 2018; half of each batch in
+    Jati et al., 2021.
+    """
+
+    def __init__(
+        self,
+        attack: PGD,
+        fraction: float = 0.5,
+        micro_batch: int | None = None,
+        label_smoothing: float = 0.0,
+    ) -> None:
+        if (
+            not 0.0 < fraction <= 1.0
+            or not 0.0 <= label_smoothing < 1.0
+            or (micro_batch is not None and micro_batch < 1)
+        ):
+            raise ValueError(
+                "Expected fraction in (0, 1], label_smoothing in [0, 1) and micro_batch >= 1, got "
+                f"{fraction}, {label_smoothing}, {micro_batch}"
+            )
+        self.attack, self.fraction = attack, fraction
+        self.micro_batch, self.label_smoothing = micro_batch, label_smoothing
+
+    def __call__(self, recognizer: Recognizer, batch: Batch, keys: Sequence[int]) -> Step:
+        """The loss of the batch after the adversary had its part of it."""
+        chosen = [index for index, k in enumerate(keys) if key(k, "adversarial") < self.fraction * 2**63]
+        waveforms = batch.waveforms.clone()
+        attack = self.attack.scaled(self.strength)
+        generator = torch.Generator().manual_seed(key(*keys))
+        indices = torch.tensor(chosen, dtype=torch.int64, device=waveforms.device)
+        for rows in torch.split(indices, self.micro_batch or len(keys)):
+            waveforms[rows] = attack(
+                recognizer, waveforms[rows], batch.speakers[rows], generator=generator, measure=False
+            ).waveforms
+        adversarial = torch.zeros(len(keys), dtype=torch.bool)
+        adversarial[chosen] = True
+        scores = recognizer(waveforms)
+        loss = functional.cross_entropy(scores, batch.speakers, label_smoothing=self.label_smoothing)
+        return Step(loss, scores.detach(), batch.speakers, adversarial.to(waveforms.device))
