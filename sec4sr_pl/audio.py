@@ -9,6 +9,7 @@ import soundfile
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
+from torch.nn.functional import pad
 from torchaudio.functional import resample as resample_waveform
 
 from sec4sr_pl.types import SAMPLE_RATE
@@ -39,10 +40,15 @@ def info(path: Path) -> AudioInfo:
     try:
         header = soundfile.info(str(path))
     except (soundfile.LibsndfileError, OSError) as error:
-        reason = "is empty" if path.is_file() and path.stat().st_size == 0 else f"can't be read ({error})"
+        if not path.exists():
+            reason = "does not exist"
+        else:
+            reason = "is empty" if path.is_file() and path.stat().st_size == 0 else f"can't be read ({error})"
         raise AudioError(f"{path} {reason}: expected a wav or flac file; replace or remove it") from error
     if header.frames < 1:
         raise AudioError(f"{path} holds no samples: replace or remove it")
+    if header.frames >= 1 << 62:  # libsndfile's word for a flac stream that was never told its length
+        raise AudioError(f"{path} does not say how many samples it holds, expected their number: encode it again")
     return AudioInfo(header.frames, header.samplerate, header.channels)
 
 
@@ -61,7 +67,10 @@ def read(path: Path, start: int = 0, frames: int | None = None, resample: bool =
     Raises:
         AudioError: another sample rate, more than one channel, an unreadable or truncated file, fewer samples than
             asked for, NaN, or values outside [-1, 1].
+        ValueError: a negative start or number of frames.
     """
+    if start < 0 or (frames is not None and frames < 0):
+        raise ValueError(f"Expected start and frames of at least 0, got {start} and {frames}")
     header = info(path)
     if header.channels != 1:
         raise AudioError(f"{path} has {header.channels} channels, expected 1: mix it down to mono")
@@ -70,42 +79,50 @@ def read(path: Path, start: int = 0, frames: int | None = None, resample: bool =
         raise AudioError(
             f"{path} has {header.rate} samples a second, expected {SAMPLE_RATE}: convert it, or ask for resample=True"
         )
-    available = header.frames - start
-    wanted = (available if frames is None else frames) if same_rate else header.frames
+    if missing := _missing_bytes(path):
+        raise AudioError(f"{path} is truncated: its header announces {missing} bytes more than it has; replace it")
+    total = samples_at_16_khz(header.frames, header.rate)
+    end = max(start, total) if frames is None else start + frames
+    if end > total:
+        raise AudioError(
+            f"{path} is too short: expected samples {start} to {end} at 16 kHz, it has {total}; ask for fewer"
+        )
+    wanted = end - start if same_rate else header.frames
     try:
         samples, _ = soundfile.read(str(path), wanted, start if same_rate else 0, dtype="float32")
     except (soundfile.LibsndfileError, RuntimeError) as error:
         raise AudioError(f"{path} can't be decoded ({error}): it is damaged or truncated, replace it") from error
-    if len(samples) != wanted or _truncated_wav(path, header):
-        raise AudioError(
-            f"{path} is truncated or too short: expected {wanted} samples from {start}, its header announces "
-            f"{header.frames} and {len(samples)} could be read; replace it"
-        )
+    if len(samples) != wanted:
+        raise AudioError(f"{path} is truncated: expected {wanted} samples, {len(samples)} could be read; replace it")
     waveform = torch.from_numpy(samples)
     if not bool(torch.isfinite(waveform).all()):
         raise AudioError(f"{path} contains NaN or infinite samples: replace it")
-    if not same_rate:
-        waveform = resample_waveform(waveform, header.rate, SAMPLE_RATE).clamp(-1.0, 1.0)
-        end = len(waveform) if frames is None else start + frames
-        if end > len(waveform):
-            raise AudioError(f"{path} is too short: expected {end} samples at 16 kHz, it has {len(waveform)}")
-        waveform = waveform[start:end]
     if waveform.numel() and waveform.abs().max() > 1.0:
         raise AudioError(f"{path} has samples up to {waveform.abs().max():.4g}, expected [-1, 1]: scale it down")
+    if not same_rate:
+        waveform = resample_waveform(waveform, header.rate, SAMPLE_RATE).clamp(-1.0, 1.0)
+        waveform = pad(waveform, (0, total - len(waveform)))[start:end]  # torchaudio counts in float32: one off at 60 s
     return waveform
 
 
-def _truncated_wav(path: Path, header: AudioInfo) -> bool:
-    """Whether the data chunk of a PCM wav file announces more bytes than the file has (libsndfile does not mind)."""
-    if path.suffix.lower() != ".wav":
-        return False
+def samples_at_16_khz(frames: int, rate: int) -> int:
+    """Samples at 16 kHz of a file of so many samples at another rate."""
+    return -(-frames * SAMPLE_RATE // rate)
+
+
+def _missing_bytes(path: Path) -> int:
+    """By how much the data chunk of a wav file announces more than the file has (libsndfile does not mind)."""
     with path.open("rb") as file:
-        head = file.read(4096)
-    position = head.find(b"data", 12)
-    if head[:4] != b"RIFF" or position < 0:
-        return False
-    announced = int.from_bytes(head[position + 4 : position + 8], "little")
-    return announced != 0xFFFFFFFF and position + 8 + announced > path.stat().st_size
+        if file.read(4) != b"RIFF":
+            return 0
+        file.seek(12)
+        while len(chunk := file.read(8)) == 8:
+            announced = int.from_bytes(chunk[4:], "little")
+            if chunk[:4] == b"data":
+                streamed = announced == 0xFFFFFFFF  # written to a pipe, its length never filled in
+                return 0 if streamed else max(0, file.tell() + announced - path.stat().st_size)
+            file.seek(announced + announced % 2, os.SEEK_CUR)
+    return 0
 
 
 def on_grid(waveform: Tensor) -> bool:

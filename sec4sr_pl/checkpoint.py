@@ -4,6 +4,7 @@ import hashlib
 import inspect
 import os
 import pickle
+import re
 from collections.abc import Mapping, Sequence
 from importlib import import_module
 from pathlib import Path
@@ -53,7 +54,8 @@ def rebuild(description: Any, trusted: Sequence[str] = ("sec4sr_pl",)) -> Any:
         trusted: top-level packages whose classes may be imported.
 
     Raises:
-        CheckpointError: a class of another package, or one that does not exist or is no module.
+        CheckpointError: a class of another package, one that does not exist or is no module, or arguments that its
+            constructor refuses.
     """
     if isinstance(description, list):
         return [rebuild(item, trusted) for item in description]
@@ -68,11 +70,20 @@ def rebuild(description: Any, trusted: Sequence[str] = ("sec4sr_pl",)) -> Any:
         )
     try:
         cls = getattr(import_module(module), name)
-    except (ImportError, AttributeError) as error:
+    except (ImportError, AttributeError, ValueError) as error:
         raise CheckpointError(f"The checkpoint wants the class {path}, which is not installed here") from error
     if not (isinstance(cls, type) and issubclass(cls, nn.Module)):
         raise CheckpointError(f"The checkpoint wants {path}, which is no module")
-    return cls(**{key: rebuild(value, trusted) for key, value in description["init_args"].items()})
+    if cls.__module__.partition(".")[0] not in trusted:  # a trusted package may have imported another's class
+        raise CheckpointError(f"The checkpoint wants {path}, a class of {cls.__module__}, which is not in `trusted`")
+    arguments = description.get("init_args")
+    if not isinstance(arguments, Mapping):
+        raise CheckpointError(f"The checkpoint wants {path} without init_args, expected its constructor's arguments")
+    arguments = {key: rebuild(value, trusted) for key, value in arguments.items()}
+    try:
+        return cls(**arguments)
+    except Exception as error:  # a constructor may raise anything
+        raise CheckpointError(f"The checkpoint's arguments do not fit the class {path}: {error}") from error
 
 
 def save_recognizer(recognizer: Recognizer, path: Path) -> None:
@@ -105,8 +116,8 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
             f"{path} was refused: it holds more than tensors and plain data, which could run code, or is damaged. "
             "Expected a checkpoint written by train.py or save_recognizer"
         ) from error
-    except (RuntimeError, EOFError, ValueError) as error:
-        raise CheckpointError(f"{path} is damaged or no checkpoint: {error}") from error
+    except Exception as error:  # from a damaged file or a web page, torch.load raises anything
+        raise CheckpointError(f"{path} is damaged or no checkpoint: {type(error).__name__}: {error}") from error
     if not isinstance(content, dict) or not {"recognizer", "state_dict"} <= content.keys():
         raise CheckpointError(f"{path} describes no recognizer: expected one written by train.py or save_recognizer")
     return content
@@ -123,12 +134,12 @@ def load_recognizer(path: Path, trusted: Sequence[str] = ("sec4sr_pl",)) -> Reco
     if not isinstance(recognizer, Recognizer):
         raise CheckpointError(f"{path} describes a {type(recognizer).__name__}, expected a Recognizer")
     weights = content["state_dict"]
-    if "pytorch-lightning_version" in content:
-        prefix = "recognizer."
-        weights = {name[len(prefix) :]: value for name, value in weights.items() if name.startswith(prefix)}
     try:
+        if "pytorch-lightning_version" in content:
+            prefix = "recognizer."
+            weights = {name[len(prefix) :]: value for name, value in weights.items() if name.startswith(prefix)}
         recognizer.load_state_dict(weights)
-    except RuntimeError as error:
+    except (RuntimeError, TypeError, AttributeError) as error:
         raise CheckpointError(f"The weights of {path} do not fit its own description: {error}") from error
     return recognizer.eval()
 
@@ -140,10 +151,20 @@ def checksum(path: Path) -> str:
 
 
 def read_checksums(folder: Path) -> dict[str, str]:
-    """File name -> SHA-256 from the folder's SHA256SUMS, in the form of sha256sum."""
+    """File name -> SHA-256 from the folder's SHA256SUMS, in the form of sha256sum.
+
+    Raises:
+        CheckpointError: a line in another form.
+    """
     path = folder / CHECKSUMS
-    lines = path.read_text().splitlines() if path.is_file() else []
-    return {name: digest for digest, name in (line.split(maxsplit=1) for line in lines if line.strip())}
+    sums = {}
+    for line in path.read_text().splitlines() if path.is_file() else []:
+        match = re.fullmatch(r"([0-9a-fA-F]{64}) [ *](?:\./)*(.+)", line)
+        if match:
+            sums[match[2]] = match[1].lower()
+        elif line.strip():
+            raise CheckpointError(f"{path} has the line '{line}', expected '<64 hexadecimal digits>  <file name>'")
+    return sums
 
 
 def export(checkpoint: Path, destination: Path) -> None:
@@ -157,8 +178,11 @@ def export(checkpoint: Path, destination: Path) -> None:
     sums = {**read_checksums(destination.parent), destination.name: checksum(destination)}
     text = "".join(f"{digest}  {name}\n" for name, digest in sorted(sums.items()))
     temporary = destination.parent / f".{CHECKSUMS}.{os.getpid()}"
-    temporary.write_text(text)
-    temporary.replace(destination.parent / CHECKSUMS)
+    try:
+        temporary.write_text(text)
+        temporary.replace(destination.parent / CHECKSUMS)
+    finally:
+        temporary.unlink(missing_ok=True)
 
 
 if __name__ == "__main__":

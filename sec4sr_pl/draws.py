@@ -13,6 +13,24 @@ def key(*parts: object) -> int:
     return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "big") >> 1
 
 
+class Draws:
+    """A generator that can be copied and pickled with the module that owns it."""
+
+    def __init__(self) -> None:
+        self.generator = torch.Generator()
+
+    def seed(self, seed: int) -> None:
+        """Restart."""
+        self.generator.manual_seed(seed)
+
+    def __getstate__(self) -> Tensor:
+        return self.generator.get_state()
+
+    def __setstate__(self, state: Tensor) -> None:
+        self.generator = torch.Generator()
+        self.generator.set_state(state)
+
+
 def uniform(keys: Sequence[int], like: Tensor) -> Tensor:
     """Uniform draws in [0, 1) of the shape of `like`, (batch, ...), each row from its own key; the same on any device.
 

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torchaudio.functional import melscale_fbanks
 
+from sec4sr_pl.draws import Draws
 from sec4sr_pl.types import SAMPLE_RATE, full_lengths, mask_padding
 
 
@@ -123,6 +124,54 @@ class LogMelStage(nn.Module):
         return mask_padding(decibels, frames), frames
 
 
+class SpecMask(nn.Module):
+    """A band of frequencies and a stretch of time replaced by the utterance's mean, in training only.
+
+    Args:
+        bands: the most dimensions masked, each width equally likely.
+        frames: the most frames masked.
+
+    Raises:
+        ValueError: a negative size.
+
+    Source: Park et al., "SpecAugment: A simple data augmentation method for automatic speech recognition", 2019.
+    """
+
+    def __init__(self, bands: int = 6, frames: int = 20) -> None:
+        super().__init__()
+        if bands < 0 or frames < 0:
+            raise ValueError(f"Expected bands and frames >= 0, got {bands} and {frames}")
+        self.bands, self.frames = bands, frames
+        self.draws = Draws()
+
+    def minimum_input(self, frames: int) -> int:
+        """As many frames as asked for."""
+        return frames
+
+    def seed(self, seed: int) -> None:
+        """Restart the draws."""
+        self.draws.seed(seed)
+
+    def forward(self, signal: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
+        """(batch, frames, dims) -> the same shape."""
+        if not self.training:
+            return signal, lengths
+        mean = signal.sum((1, 2)) / (lengths * signal.shape[2])
+        hidden = self._mask(lengths, signal.shape[1], self.frames).unsqueeze(2)
+        hidden = hidden | self._mask(torch.full_like(lengths, signal.shape[2]), signal.shape[2], self.bands).unsqueeze(
+            1
+        )
+        return mask_padding(torch.where(hidden, mean[:, None, None], signal), lengths), lengths
+
+    def _mask(self, sizes: Tensor, padded: int, most: int) -> Tensor:
+        """(batch, padded) bool: one run of up to `most` positions within each row's size."""
+        draws = torch.rand(2, len(sizes), generator=self.draws.generator).to(sizes.device)
+        width = torch.minimum((draws[0] * (most + 1)).long(), sizes)
+        start = (draws[1] * (sizes - width + 1)).long()
+        position = torch.arange(padded, device=sizes.device)
+        return (position >= start.unsqueeze(1)) & (position < (start + width).unsqueeze(1))
+
+
 class LogMel(FrontEnd):
     """The front end of AudioNet: 32 log-mel energies every 10 ms.
 
@@ -135,13 +184,22 @@ class LogMel(FrontEnd):
         hop: samples between frames.
         n_fft: points of the Fourier transform.
         pre_emphasis: coefficient of the first-order difference.
+        mask: hides parts of the frames in training, after the defenses at `raw`.
 
     Source: Jati et al., "Adversarial attack and defense strategies for deep speaker recognition systems", 2021.
     """
 
     def __init__(
-        self, mels: int = 32, window: int = 800, hop: int = 160, n_fft: int = 1024, pre_emphasis: float = 0.97
+        self,
+        mels: int = 32,
+        window: int = 800,
+        hop: int = 160,
+        n_fft: int = 1024,
+        pre_emphasis: float = 0.97,
+        mask: SpecMask | None = None,
     ) -> None:
-        super().__init__({"raw": LogMelStage(mels, window, hop, n_fft, pre_emphasis)})
+        raw = LogMelStage(mels, window, hop, n_fft, pre_emphasis)
+        super().__init__({"raw": raw} if mask is None else {"raw": raw, "masked": mask})
+        self.mask = mask
         self.mels, self.window, self.hop, self.n_fft, self.pre_emphasis = mels, window, hop, n_fft, pre_emphasis
         self.frame_size = mels

@@ -64,9 +64,10 @@ class Recognizer(nn.Module):
         return any(defense.randomized for defense in self.defenses)
 
     def seed(self, seed: int) -> None:
-        """Restart the generators of all randomized defenses."""
-        for index, defense in enumerate(self.defenses):
-            defense.seed(seed + index)  # type: ignore[operator]
+        """Restart the generators of everything in the chain that draws."""
+        for index, module in enumerate(self.chain()):
+            if hasattr(module, "seed"):
+                module.seed(seed + index)  # type: ignore[operator]
 
     def check(self, waveforms: Tensor, lengths: Tensor | None = None, names: Sequence[str] | None = None) -> None:
         """Refuse what the chain can't score.

@@ -77,8 +77,10 @@ class PGD(Attack):
 
     @property
     def name(self) -> str:
-        """PGD-10, the way papers write it."""
-        return f"{type(self).__name__}-{self.steps}"
+        """PGD-10, the way papers write it, and what differs from the paper's parameters."""
+        marks = [f"x{self.restarts}"] * (self.restarts > 0) + [f"EOT{self.draws}"] * (self.draws > 1)
+        marks += [f"eps{self.epsilon:g}"] * (self.epsilon != 0.002) + [self.loss or ""] * (type(self) is PGD)
+        return "-".join([type(self).__name__, str(self.steps), *filter(None, marks)])
 
     def scaled(self, strength: float) -> "PGD":
         """The same attack in a ball of `strength` times the radius, with steps as much shorter."""
@@ -149,8 +151,8 @@ class FGSM(PGD):
 
     @property
     def name(self) -> str:
-        """FGSM."""
-        return type(self).__name__
+        """FGSM; the one step is no news."""
+        return super().name.replace("-1", "", 1)
 
 
 class CWinf(PGD):

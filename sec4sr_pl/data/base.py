@@ -65,7 +65,7 @@ class Crops(Dataset[Item]):
             waveform = waveform.repeat(-(-self.samples // frames))[: self.samples]
         if self.augmentations:
             with torch.no_grad(), torch.random.fork_rng(devices=[]):  # libraries draw from the global generator
-                torch.manual_seed(key(self.seed, epoch, name, "augmentations"))
+                torch.default_generator.manual_seed(key(self.seed, epoch, name, "augmentations"))  # not a GPU's
                 for augmentation in self.augmentations:
                     waveform = augmentation(waveform.unsqueeze(0)).squeeze(0)
         return waveform, self.source.labels[index // self.repeats], name

@@ -87,7 +87,8 @@ def scan(root: Path, split: str, resample: bool = False) -> list[Utterance]:
             raise DataError(
                 f"{path} has {rate} samples a second, expected {SAMPLE_RATE}: convert it, or set --data.resample true"
             )
-        utterances.append(Utterance(path.stem, path.parent.name, path, 0, -(-frames * SAMPLE_RATE // rate), rate))
+        samples = audio.samples_at_16_khz(frames, rate)
+        utterances.append(Utterance(path.stem, path.parent.name, path, 0, samples, rate))
     return utterances
 
 
@@ -139,7 +140,7 @@ def split_development(
     development: list[Utterance] = []
     for own in speakers.values():
         if len(own) > 1:
-            held_out = max(1, round(len(own) * fraction))
+            held_out = min(max(1, round(len(own) * fraction)), len(own) - 1)
             train += own[:-held_out]
             development += own[-held_out:]
         else:

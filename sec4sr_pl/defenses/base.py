@@ -6,6 +6,7 @@ from typing import Any, ClassVar, final
 import torch
 from torch import Tensor, nn
 
+from sec4sr_pl.draws import Draws
 from sec4sr_pl.types import full_lengths, mask_padding
 
 
@@ -41,11 +42,11 @@ class Defense(nn.Module, ABC):
     def __init__(self, after: str) -> None:
         super().__init__()
         self.after = after
-        self.generator = torch.Generator()
+        self.draws = Draws()
 
     def seed(self, seed: int) -> None:
         """Restart the generator of a randomized defense."""
-        self.generator.manual_seed(seed)
+        self.draws.seed(seed)
 
     def minimum_input(self, minimum: int) -> int:
         """Positions needed for an output of at least `minimum` positions."""
@@ -66,13 +67,3 @@ class Defense(nn.Module, ABC):
     @abstractmethod
     def transform(self, signal: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
         """The transformed signal and its valid positions; one row never depends on another."""
-
-    def __getstate__(self) -> dict[str, Any]:
-        """Generators travel as their state, so that a defense can be copied and pickled."""
-        return {**self.__dict__, "generator": self.generator.get_state()}
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        """The inverse of `__getstate__`."""
-        generator = torch.Generator()
-        generator.set_state(state["generator"])
-        self.__dict__.update(state, generator=generator)

@@ -85,10 +85,10 @@ class FeCo(Defense):
 
     def transform(self, signal: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
         """(batch, frames, dims) -> (batch, clusters, dims) and the clusters of each row."""
-        clusters = (lengths * self.ratio + 1e-6).floor().long().clamp_min(1)
+        clusters = (lengths.double() * self.ratio + 1e-9).floor().long().clamp_min(1)  # as in `count`
         size = self.count(signal.shape[1])
         valid = valid_mask(lengths, signal.shape[1])
-        draws = torch.rand(signal.shape[:2], generator=self.generator).to(signal.device)
+        draws = torch.rand(signal.shape[:2], generator=self.draws.generator).to(signal.device)
         start = draws.masked_fill(~valid, torch.inf).argsort(1)[:, :size]
         with torch.no_grad():  # centered on the mean, so that squares do not drown the differences
             centered = signal.float()
