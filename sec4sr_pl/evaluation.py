@@ -1,14 +1,16 @@
 """The command line of evaluation: attack a checkpoint's recognizer, and print the table and where it lies."""
 
 from collections.abc import Sequence
+from datetime import timedelta
 from pathlib import Path
 from typing import Literal
 
 import torch
 from jsonargparse import ActionConfigFile, ArgumentParser  # type: ignore[attr-defined]
 from lightning_fabric import Fabric
+from lightning_fabric.strategies.ddp import DDPStrategy
+from lightning_fabric.utilities.exceptions import MisconfigurationException
 from rich.console import Console
-from rich.markdown import Markdown
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from sec4sr_pl.attacks import Attack
@@ -21,6 +23,7 @@ from sec4sr_pl.robustness import Campaign, Summary, summarize
 from sec4sr_pl.robustness.plot import plot
 from sec4sr_pl.robustness.tables import write_summary
 from sec4sr_pl.robustness.targets import Goal
+from sec4sr_pl.robustness.terminal import show
 from sec4sr_pl.types import SAMPLE_RATE
 
 
@@ -73,12 +76,13 @@ def evaluate(
 
     Returns:
         The summary on the first process, None on the others.
+
+    Raises:
+        ValueError: anything above that can't be used, before other processes are started.
     """
-    strategy = "ddp" if devices * num_nodes > 1 else "auto"
-    fabric = Fabric(accelerator=accelerator, devices=devices, num_nodes=num_nodes, strategy=strategy)
-    fabric.launch()
-    if fabric.device.type == "cpu":
-        torch.set_num_threads(threads)
+    if threads < 1:
+        raise ValueError(f"Expected threads >= 1, got {threads}")
+    fabric = processes(accelerator, devices, num_nodes)
     recognizer = load_recognizer(checkpoint, trusted)
     if defenses is not None:
         recognizer = recognizer.with_defenses(defenses)
@@ -105,7 +109,35 @@ def evaluate(
         perceptual,
         identity={"checkpoint": checksum(checkpoint), "threads": threads, "device": fabric.device.type},
     )
-    fabric.barrier()
+    campaign.open()
+    fabric.launch()
+    if fabric.device.type == "cpu":
+        torch.set_num_threads(threads)
+    work(campaign, fabric)
+    if not fabric.is_global_zero:
+        return None
+    summary = summarize(campaign)
+    paths = [*write_summary(summary, campaign.output), plot(summary, campaign.output / "summary.png")]
+    show(summary, paths, Console())
+    return summary
+
+
+def processes(accelerator: str, devices: int, num_nodes: int) -> Fabric:
+    """The processes that share the work, not started yet.
+
+    Raises:
+        ValueError: an accelerator or a number of devices that this machine does not have.
+    """
+    # whoever is done waits for the slowest: long under a costly attack, or after a kill that left the work uneven
+    strategy = DDPStrategy(timeout=timedelta(days=7)) if devices * num_nodes > 1 else "auto"
+    try:
+        return Fabric(accelerator=accelerator, devices=devices, num_nodes=num_nodes, strategy=strategy)
+    except (MisconfigurationException, RuntimeError, TypeError) as error:
+        raise ValueError(f"Expected an accelerator and devices of this machine, got {accelerator}: {error}") from error
+
+
+def work(campaign: Campaign, fabric: Fabric) -> None:
+    """Do this process's part, showing its progress on the first one, and wait for the others."""
     console = Console(stderr=True, quiet=not fabric.is_global_zero)
     columns = (
         TextColumn("{task.description}"),
@@ -117,20 +149,19 @@ def evaluate(
     with Progress(*columns, console=console) as progress:
         own = sum(len(batch) for batch in campaign.batches[fabric.global_rank :: fabric.world_size])
         task = progress.add_task("attacked utterances", total=own * (len(campaign.attacks) + 1))
-        campaign.run(fabric.global_rank, fabric.world_size, lambda done: progress.advance(task, done))
+        try:
+            campaign.run(fabric.global_rank, fabric.world_size, lambda done: progress.advance(task, done))
+        except (ValueError, OSError) as error:
+            if fabric.world_size > 1:
+                text = f"Process {fabric.global_rank} stopped, the others finish their part: {error}"
+                Console(stderr=True).print(text, markup=False, soft_wrap=True)
+                fabric.barrier()
+            raise
     fabric.barrier()
-    if not fabric.is_global_zero:
-        return None
-    summary = summarize(campaign)
-    paths = [*write_summary(summary, campaign.output), plot(summary, campaign.output / "summary.png")]
-    out = Console()
-    out.print(Markdown(summary.to_markdown()))
-    out.print("Table: " + ", ".join(str(path) for path in paths), soft_wrap=True)
-    return summary
 
 
 def main(args: list[str] | None = None) -> Summary | None:
-    """Run the command line.
+    """Run the command line; an error of its user ends it with one line on stderr and status 1.
 
     Args:
         args: default: those of the process.
@@ -139,6 +170,9 @@ def main(args: list[str] | None = None) -> Summary | None:
     parser.add_argument("--config", action=ActionConfigFile, help="a YAML file, e.g. one of configs/evaluate")
     parser.add_function_arguments(evaluate, fail_untyped=False)
     config = parser.parse_args(args)
-    values = parser.instantiate_classes(config).as_dict()
-    values.pop("config", None)
-    return evaluate(**values)
+    try:
+        values = parser.instantiate_classes(config).as_dict()
+        values.pop("config", None)
+        return evaluate(**values)
+    except (ValueError, OSError) as error:
+        parser.exit(1, f"{parser.prog}: error: {' '.join(str(error).split())}\n")

@@ -111,6 +111,11 @@ class LogMelStage(nn.Module):
         """Samples that yield at least `frames` frames; the reflection needs more than half a window."""
         return max((frames - 1) * self.hop, self.window.numel() // 2 + 1) + 1
 
+    def _rows(self, padded: Tensor) -> int:
+        """Rows whose spectra stay in a CPU's cache, and under the size at which glibc returns memory at once."""
+        bins = padded.shape[1] // self.hop * (self.n_fft // 2)
+        return max(1, 2**20 // bins) if padded.device.type == "cpu" else max(1, len(padded))
+
     def forward(self, waveforms: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
         """(batch, time) -> (batch, frames, mels) in dB; one frame a hop, zero past the valid frames."""
         with torch.autocast(waveforms.device.type, enabled=False):
@@ -118,8 +123,11 @@ class LogMelStage(nn.Module):
             lengths = lengths - 1
             padded = reflect(emphasized, lengths, self.window.numel() // 2)
             window, filters = self.window.to(padded.dtype), self.filters.to(padded.dtype)
-            power = PowerSpectrum.apply(padded, window, self.hop, self.n_fft)
-            decibels = 10.0 * (power @ filters).clamp_min(1e-16).log10()
+            mel = [
+                PowerSpectrum.apply(rows, window, self.hop, self.n_fft) @ filters
+                for rows in torch.split(padded, self._rows(padded))
+            ]
+            decibels = 10.0 * torch.cat(mel).clamp_min(1e-16).log10()
         frames = 1 + lengths // self.hop
         return mask_padding(decibels, frames), frames
 
@@ -157,6 +165,7 @@ class SpecMask(nn.Module):
         if not self.training:
             return signal, lengths
         mean = signal.sum((1, 2)) / (lengths * signal.shape[2])
+        sizes = torch.full_like(lengths, signal.shape[2])
         hidden = self._mask(lengths, signal.shape[1], self.frames).unsqueeze(2)
         hidden = hidden | self._mask(torch.full_like(lengths, signal.shape[2]), signal.shape[2], self.bands).unsqueeze(
             1

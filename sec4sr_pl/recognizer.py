@@ -73,17 +73,24 @@ class Recognizer(nn.Module):
         """Refuse what the chain can't score.
 
         Raises:
-            ValueError: not (batch, time) floating point, or an utterance (named, if `names` are given) that is too
-                short for the chain. Lengths on an accelerator are only checked when names are given: it synchronizes.
+            ValueError: not (batch, time) floating point, lengths that are not one a row, or an utterance (named, if
+                `names` are given) that is too short for the chain or longer than its row. The values of lengths on an
+                accelerator are only checked when names are given: it synchronizes.
         """
         if waveforms.dim() != 2 or not waveforms.is_floating_point():
             raise ValueError(
                 f"Expected (batch, time) floating-point waveforms, got {tuple(waveforms.shape)} {waveforms.dtype}"
             )
+        if lengths is not None and lengths.shape != waveforms.shape[:1]:
+            raise ValueError(
+                f"Expected a length for each of {len(waveforms)} waveforms, got lengths of shape {tuple(lengths.shape)}"
+            )
         if waveforms.shape[1] < self.minimum_samples:
             shortest, index = waveforms.shape[1], 0
         elif lengths is not None and (names is not None or lengths.device.type == "cpu"):
             shortest, index = int(lengths.min()), int(lengths.argmin())
+            if lengths.max() > waveforms.shape[1]:
+                raise ValueError(f"Expected lengths of at most {waveforms.shape[1]}, got {int(lengths.max())}")
         else:
             return
         if shortest < self.minimum_samples:
@@ -120,4 +127,7 @@ class Recognizer(nn.Module):
         new chain.
         """
         scorer = self.scorer if isinstance(self.scorer, ClosedSet) else copy.deepcopy(self.scorer)
-        return Recognizer(self.features, self.backbone, scorer, defenses).train(self.training)
+        other = Recognizer(self.features, self.backbone, scorer, defenses)
+        other.defenses.train(self.training)
+        other.training = self.training  # not train(): what is shared keeps its own flags
+        return other

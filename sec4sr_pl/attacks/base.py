@@ -1,7 +1,7 @@
 """The contract of an attack: a final call that validates, borrows the model, projects and re-measures."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, NamedTuple, final
 
@@ -13,6 +13,9 @@ from sec4sr_pl.types import full_lengths, mask_padding
 
 Score = Callable[[Tensor, Tensor], Tensor]
 """(waveforms, lengths) -> (batch, speakers) scores: all that an attack sees of a model."""
+
+Draws = torch.Generator | Sequence[torch.Generator] | None
+"""What random draws come from: the global generator, one, or one for each row, whatever its batch mates."""
 
 
 class AttackResult(NamedTuple):
@@ -85,7 +88,7 @@ class Attack(ABC):
         labels: Tensor,
         lengths: Tensor | None = None,
         objective: Objective | None = None,
-        generator: torch.Generator | None = None,
+        generator: Draws = None,
         measure: bool = True,
     ) -> AttackResult:
         """Perturb (batch, time) waveforms so that `objective` is achieved for (batch,) labels.
@@ -99,7 +102,7 @@ class Attack(ABC):
             labels: (batch,) what to leave or, targeted, to reach.
             lengths: (batch,) valid samples; None: all.
             objective: the goal; default: leave the label in a closed set.
-            generator: of the attack's random draws.
+            generator: of the attack's random draws; or one for each row, whose draws then depend on it alone.
             measure: False skips validation of the values and the final measurement, which synchronize a GPU (training).
 
         Raises:
@@ -108,11 +111,13 @@ class Attack(ABC):
         objective = Objective() if objective is None else objective
         with torch.inference_mode(False), torch.no_grad(), borrowed(score):
             original = waveforms.detach().clone()
+            check(original, labels, lengths, values=measure)
             labels = labels.clone()
             valid = full_lengths(original) if lengths is None else lengths.clone()
-            check(original, labels, valid, values=measure)
             # without lengths the model is told of none: it then spends no time on masks
             counted = CountedScore(score if lengths is not None else lambda x, _: score(x, None), original)  # type: ignore[arg-type]
+            if not len(original):
+                return AttackResult(original, valid, counted.queries.bool(), counted.queries)
             if measure:
                 objective.check(labels, counted.score(original[:1], valid[:1]).shape[1])
             adversarial = self.perturb(counted, original, labels, valid, objective, generator)
@@ -131,7 +136,7 @@ class Attack(ABC):
         labels: Tensor,
         lengths: Tensor,
         objective: Objective,
-        generator: torch.Generator | None,
+        generator: Draws,
     ) -> Tensor:
         """Adversarial waveforms, (batch, time). Gradients are off; a subclass turns them on where it needs one."""
 
@@ -146,16 +151,20 @@ class Attack(ABC):
         return {key: getattr(self, key) for key in list(inspect.signature(type(self).__init__).parameters)[1:]}
 
 
-def check(waveforms: Tensor, labels: Tensor, lengths: Tensor, values: bool) -> None:
-    """Refuse arguments that do not fit; `values` also looks at the samples."""
+def check(waveforms: Tensor, labels: Tensor, lengths: Tensor | None, values: bool) -> None:
+    """Refuse arguments that do not fit; `values` also looks at the samples and the lengths."""
     if waveforms.dim() != 2 or not waveforms.is_floating_point():
         raise ValueError(
             f"Expected (batch, time) floating-point waveforms, got {tuple(waveforms.shape)} {waveforms.dtype}"
         )
-    if len(labels) != len(waveforms) or lengths.shape != (len(waveforms),):
-        raise ValueError(
-            f"Expected a label and a length for each of {len(waveforms)} waveforms, "
-            f"got {len(labels)} labels and lengths of shape {tuple(lengths.shape)}"
-        )
-    if values and waveforms.numel() and not bool((waveforms.abs() <= 1.0).all()):
+    batch, time = waveforms.shape
+    if len(labels) != batch:
+        raise ValueError(f"Expected a label for each of {batch} waveforms, got {len(labels)} labels")
+    if lengths is not None and (lengths.shape != (batch,) or lengths.dtype != torch.int64):
+        raise ValueError(f"Expected ({batch},) int64 lengths, got {tuple(lengths.shape)} {lengths.dtype}")
+    if not values or not waveforms.numel():
+        return
+    if not bool((waveforms.abs() <= 1.0).all()):
         raise ValueError(f"Expected samples in [-1, 1], got a largest magnitude of {waveforms.abs().max().item():.6g}")
+    if lengths is not None and not bool(((lengths >= 1) & (lengths <= time)).all()):
+        raise ValueError(f"Expected lengths from 1 to {time}, got {lengths.min().item()} to {lengths.max().item()}")

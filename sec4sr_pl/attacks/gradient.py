@@ -2,13 +2,14 @@
 
 import copy
 import math
+from collections.abc import Sequence
 from typing import Literal
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
-from sec4sr_pl.attacks.base import Attack, Score
+from sec4sr_pl.attacks.base import Attack, Draws, Score
 from sec4sr_pl.attacks.objective import Objective
 
 Loss = Literal["cross_entropy", "margin"]
@@ -95,7 +96,7 @@ class PGD(Attack):
         labels: Tensor,
         lengths: Tensor,
         objective: Objective,
-        generator: torch.Generator | None,
+        generator: Draws,
     ) -> Tensor:
         """The last iterate of each utterance's best run."""
         if self.restarts == 0:
@@ -174,7 +175,9 @@ class CWinf(PGD):
         super().__init__(epsilon, step_size, steps, restarts, draws, loss="margin")
 
 
-def uniform(like: Tensor, generator: torch.Generator | None) -> Tensor:
+def uniform(like: Tensor, generator: Draws) -> Tensor:
     """Uniform draws in [0, 1) of the shape and device of `like`; the same on every device for a CPU generator."""
+    if isinstance(generator, Sequence):
+        return torch.stack([uniform(row, own) for row, own in zip(like, generator, strict=True)])
     device = like.device if generator is None else generator.device
     return torch.rand(like.shape, generator=generator, device=device, dtype=like.dtype).to(like.device)

@@ -31,8 +31,10 @@ class Objective:
         """Refuse labels that have no meaning.
 
         Raises:
-            ValueError: a label outside [REJECT, speakers), or REJECT in a closed set.
+            ValueError: a label outside [REJECT, speakers), REJECT in a closed set, or not (batch,) int64.
         """
+        if labels.dim() != 1 or labels.dtype != torch.int64:
+            raise ValueError(f"Expected (batch,) int64 labels, got {tuple(labels.shape)} {labels.dtype}")
         lowest = 0 if self.threshold == -math.inf else REJECT
         if labels.numel() and not bool(((labels >= lowest) & (labels < speakers)).all()):
             raise ValueError(

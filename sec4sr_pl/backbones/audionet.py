@@ -58,6 +58,27 @@ def tile(signal: Tensor, lengths: Tensor, minimum: int) -> tuple[Tensor, Tensor]
     return tiled.masked_fill(~valid_mask(repeated, size).unsqueeze(1), 0.0), repeated
 
 
+class Prefilter(nn.Conv2d):
+    """A convolution over 5 bands x 5 frames with one channel, computed as one over 5 frames between bands.
+
+    The same sums: the weight between two bands is the kernel's at their distance. Convolutions of a single channel are
+    what libraries do slowest; on a CPU this is some 50 times faster.
+    """
+
+    def __init__(self, bands: int) -> None:
+        super().__init__(1, 1, 5, padding=2)
+        distance = torch.arange(bands) - torch.arange(bands).unsqueeze(1) + 2
+        self.distance: Tensor
+        self.register_buffer("distance", distance, persistent=False)
+
+    def forward(self, input: Tensor) -> Tensor:
+        """(batch, bands, frames) -> (batch, bands, frames)."""
+        near = (self.distance >= 0) & (self.distance < 5)
+        between = self.weight[0, 0][self.distance.clamp(0, 4)] * near.unsqueeze(2)
+        bias = None if self.bias is None else self.bias.expand(len(between))
+        return functional.conv1d(input, between, bias, padding=2)
+
+
 class AudioNet(nn.Module):
     """A 2-D pre-filter, seven convolutions over time, and the maximum over time: (batch, 32) embeddings.
 
@@ -75,7 +96,7 @@ class AudioNet(nn.Module):
     def __init__(self, inputs: int = 32) -> None:
         super().__init__()
         self.inputs = inputs
-        self.prefilter = nn.Conv2d(1, 1, 5, padding=2)
+        self.prefilter = Prefilter(inputs)
         self.prefilter_norm = nn.BatchNorm2d(1)
         self.blocks = nn.ModuleList(
             [
@@ -94,11 +115,11 @@ class AudioNet(nn.Module):
         mask = None if lengths is None else valid_mask(lengths, frames.shape[1])
         if lengths is not None:
             frames = mask_padding(frames, lengths)
-        signal = self.prefilter(frames.transpose(1, 2).unsqueeze(1))
+        signal = self.prefilter(frames.transpose(1, 2))
         if mask is None or not self.training:
-            signal = self.prefilter_norm(signal).squeeze(1)
+            signal = self.prefilter_norm(signal.unsqueeze(1)).squeeze(1)
         else:  # the statistics of one channel count every mel band of a valid frame
-            bands = signal.squeeze(1).transpose(1, 2)
+            bands = signal.transpose(1, 2)
             normed = torch.zeros_like(bands)
             normed[mask] = self.prefilter_norm(bands[mask][None, None]).squeeze(0, 1).to(normed.dtype)
             signal = normed.transpose(1, 2)

@@ -3,6 +3,7 @@
 import csv
 import os
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
 
@@ -117,7 +118,8 @@ def _read_headers(files: Iterable[Path], cache: Path) -> list[tuple[int, int]]:
             csv.writer(file).writerows(headers)
         temporary.replace(cache)
     except OSError:  # a read-only home only costs the next scan
-        temporary.unlink(missing_ok=True)
+        with suppress(OSError):
+            temporary.unlink(missing_ok=True)
     return headers
 
 

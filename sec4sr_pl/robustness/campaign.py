@@ -25,6 +25,8 @@ from sec4sr_pl.types import Batch
 
 Record = dict[str, Any]
 BENIGN = "benign"
+ROUNDING = 2.0**-23
+"""By how much float32 arithmetic on samples up to 1 may move the edge of a ball."""
 
 
 class CampaignError(ValueError):
@@ -61,7 +63,8 @@ class Campaign:
         identity: what else tells this campaign from another, e.g. the checkpoint's checksum.
 
     Raises:
-        CampaignError: attacks of one name, no utterance, or an output folder of another campaign.
+        CampaignError: attacks of one name, no utterance, one that is too short for the recognizer, or an output folder
+            of another campaign.
     """
 
     def __init__(
@@ -85,6 +88,12 @@ class Campaign:
             raise CampaignError("Expected at least one utterance, got none")
         if batch_size < 1 or draws < 1:
             raise CampaignError(f"Expected batch_size and draws >= 1, got {batch_size} and {draws}")
+        shortest = min(data.utterances, key=lambda utterance: utterance.frames)
+        if shortest.frames < recognizer.minimum_samples:
+            raise CampaignError(
+                f"Utterance '{shortest.name}' has {shortest.frames} samples, this recognizer needs at least "
+                f"{recognizer.minimum_samples}: leave it out or join it with another"
+            )
         self.recognizer = recognizer.eval()
         self.undefended = recognizer.with_defenses([])
         self.data, self.attacks, self.output = data, list(attacks), Path(output)
@@ -124,9 +133,11 @@ class Campaign:
         try:
             if not path.exists():
                 write_text(path, text)
-            found = json.loads(path.read_text(encoding="utf-8"))
+            found = dict(json.loads(path.read_text(encoding="utf-8")))
         except OSError as error:
             raise CampaignError(f"{self.output} can't be written ({error}): choose another output folder") from error
+        except (ValueError, TypeError) as error:
+            raise CampaignError(f"{path} is no campaign's ({error}): choose another output folder") from error
         expected = json.loads(text)
         if different := sorted(name for name in {*found, *expected} if found.get(name) != expected.get(name)):
             raise CampaignError(
@@ -186,7 +197,6 @@ class Campaign:
     @torch.no_grad()
     def benign(self, batch: Batch) -> list[Record]:
         """The recognizer on the utterances as they are, and the targets."""
-        self.recognizer.check(batch.waveforms, batch.lengths, batch.names)
         plain = self.undefended(batch.waveforms, batch.lengths)
         targets: list[int | None] = [None] * len(batch.names)
         if self.goal != "untargeted":
@@ -194,7 +204,7 @@ class Campaign:
             targets = list(
                 choose_targets(plain, decisions, batch.speakers, batch.names, self.goal, self.threshold, self.seed)
             )
-        decisions, rates = self.measure(batch.waveforms, batch, BENIGN, batch.speakers == batch.speakers)
+        decisions, rates = self.measure(batch.waveforms, batch, BENIGN, batch.speakers)
         return [
             {
                 "name": name,
@@ -294,6 +304,6 @@ def distortion(
         "pesq": metrics.perceptual_evaluation_of_speech_quality(adversarial, original) if perceptual else math.nan,
         "stoi": metrics.short_time_objective_intelligibility(adversarial, original) if perceptual else math.nan,
     }
-    if not values["linf"] <= epsilon * (1.0 + 1e-4):  # float32 rounding of the original moves the edge of the ball
+    if not values["linf"] <= epsilon + ROUNDING:
         raise CampaignError(f"'{name}' was changed by {values['linf']:.6g}, outside the ball of {epsilon:.6g}")
     return {measure: value if math.isfinite(value) else None for measure, value in values.items()}

@@ -11,7 +11,8 @@ from typing import Any, NamedTuple
 from sec4sr_pl.metrics import r1_score, wilson_interval
 from sec4sr_pl.robustness.campaign import BENIGN, Campaign, Record, write_text
 
-MEASURES = ("l2", "linf", "snr", "pesq", "stoi")
+EXACT = ("l2", "linf", "snr")
+MEASURES = (*EXACT, "pesq", "stoi")
 
 
 class Rate(NamedTuple):
@@ -46,11 +47,11 @@ class Row(NamedTuple):
     accuracy: Rate
     """Utterances still decided correctly."""
     success: Rate
-    """The attack's goal reached, among utterances that were decided correctly before."""
+    """The goal reached, among utterances that were decided correctly before and whose target is not their speaker."""
     accuracy_over_draws: float | None
     """Mean accuracy over fresh draws of a randomized recognizer."""
     measures: dict[str, dict[str, float | int | None]]
-    """Mean of each measure of distortion and the number of utterances for which it is not defined."""
+    """Mean of each measure of distortion, and for how many utterances it is not defined; None where not measured."""
     queries: float
     """Forward rows an utterance, mean."""
 
@@ -170,7 +171,7 @@ def summarize(campaign: Campaign) -> Summary:
     rows, still_correct = [], dict(was_correct)
     for attack in campaign.attacks:
         records = list(campaign.records(attack.name))
-        rows.append(_row(attack.name, records, was_correct))
+        rows.append(_row(attack.name, records, was_correct, campaign.perceptual))
         for record in records:
             still_correct[record["name"]] &= record["correct"]
     benign_rate = Rate.of(was_correct.values())
@@ -187,19 +188,20 @@ def summarize(campaign: Campaign) -> Summary:
     )
 
 
-def _row(name: str, records: Sequence[Record], was_correct: dict[str, bool]) -> Row:
+def _row(name: str, records: Sequence[Record], was_correct: dict[str, bool], perceptual: bool) -> Row:
     """The numbers of one attack."""
     measures: dict[str, dict[str, float | int | None]] = {
         measure: {
             "mean": mean(record[measure] for record in records),
-            "undefined": sum(record[measure] is None for record in records),
+            "undefined": sum(record[measure] is None for record in records) if perceptual or measure in EXACT else None,
         }
         for measure in MEASURES
     }
+    counted = [record for record in records if was_correct[record["name"]] and record["target"] != record["label"]]
     return Row(
         name,
         Rate.of(record["correct"] for record in records),
-        Rate.of(record["achieved"] for record in records if was_correct[record["name"]]),
+        Rate.of(record["achieved"] for record in counted),
         mean(record["correct_rate"] for record in records),
         measures,
         math.fsum(record["queries"] for record in records) / len(records),

@@ -107,11 +107,12 @@ class AdversarialTraining(TrainingObjective):
         chosen = [index for index, k in enumerate(keys) if key(k, "adversarial") < self.fraction * 2**63]
         waveforms = batch.waveforms.clone()
         attack = self.attack.scaled(self.strength)
-        generator = torch.Generator().manual_seed(key(*keys))
-        indices = torch.tensor(chosen, dtype=torch.int64, device=waveforms.device)
-        for rows in torch.split(indices, self.micro_batch or len(keys)):
+        size = self.micro_batch or len(keys)
+        for part in (chosen[start : start + size] for start in range(0, len(chosen), size)):
+            rows = torch.tensor(part, device=waveforms.device)
+            starts = [torch.Generator().manual_seed(key(keys[index], "start")) for index in part]
             waveforms[rows] = attack(
-                recognizer, waveforms[rows], batch.speakers[rows], generator=generator, measure=False
+                recognizer, waveforms[rows], batch.speakers[rows], generator=starts, measure=False
             ).waveforms
         adversarial = torch.zeros(len(keys), dtype=torch.bool)
         adversarial[chosen] = True

@@ -1,0 +1,51 @@
+"""The summary on a terminal: what fits 80 columns; the files hold the rest."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from rich import box
+from rich.console import Console
+from rich.markdown import Markdown
+from rich.table import Table
+from rich.text import Text
+
+from sec4sr_pl.robustness.tables import Rate, Summary, shown
+
+
+def show(summary: Summary, paths: Sequence[Path], console: Console) -> None:
+    """Print the rates of each attack, R1, the notes, and where the full tables lie.
+
+    Args:
+        summary: of a finished campaign.
+        paths: the files written.
+        console: to print on.
+    """
+    console.print(table(summary))
+    r1 = "-" if summary.r1 is None else f"{100 * summary.r1:.1f} %"
+    console.print(Text(f"R1, harmonic mean of the benign and the mean adversarial accuracy: {r1}"))
+    for note in summary.notes:
+        console.print(Markdown(f"- {note}"))
+    console.print(Text("Full tables: " + ", ".join(str(path) for path in paths)), soft_wrap=True)
+
+
+def table(summary: Summary) -> Table:
+    """A line an attack: accuracy and success in percent, SNR in dB, PESQ; `over draws` for randomized recognizers."""
+    randomized = summary.benign_over_draws is not None
+    counted = max((row.success.trials for row in summary.rows), default=0)
+    drawn = ["over draws %"] if randomized else []
+    title = f"{summary.benign.trials} utterances, goal: {summary.goal}"
+    grid = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
+    grid.add_column("attack", overflow="fold")
+    for name in ["accuracy %\n[95 %]", *drawn, f"success % of {counted}\n[95 %]", "SNR\ndB", "PESQ"]:
+        grid.add_column(name, justify="right", no_wrap=True)
+
+    def line(attack: str, accuracy: Rate, over_draws: float | None, *rest: str) -> None:
+        draws = [shown(None if over_draws is None else 100 * over_draws, 1)] if randomized else []
+        grid.add_row(*(Text(cell) for cell in (attack, str(accuracy), *draws, *rest)))
+
+    line("none (benign)", summary.benign, summary.benign_over_draws, "-", "-", "-")
+    for row in summary.rows:
+        snr, pesq = (shown(row.measures[name]["mean"], digits) for name, digits in (("snr", 1), ("pesq", 2)))
+        line(row.attack, row.accuracy, row.accuracy_over_draws, str(row.success), snr, pesq)
+    line("worst case", summary.worst, None, "-", "-", "-")
+    return grid

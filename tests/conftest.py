@@ -1,0 +1,152 @@
+"""Fixtures that every test shares: devices, real or synthetic speech, a recognizer with plausible random weights."""
+
+import os
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from scipy.signal import lfilter
+from torch import Tensor, nn
+from torch.nn.utils.rnn import pad_sequence
+
+from sec4sr_pl import audio
+from sec4sr_pl.backbones import AudioNet
+from sec4sr_pl.defenses import Defense
+from sec4sr_pl.features import FrontEnd, LogMel
+from sec4sr_pl.recognizer import Recognizer
+from sec4sr_pl.scoring import ClosedSet
+from sec4sr_pl.types import SAMPLE_RATE
+
+UTTERANCES = 8
+SAMPLES = [31_987 - 2_713 * index for index in range(UTTERANCES)]  # 2.0 s down to 0.8 s, no multiples of the hop
+
+MakeRecognizer = Callable[..., Recognizer]
+"""make_recognizer(speakers=10, defenses=(), seed=0) -> Recognizer in eval mode, on the CPU."""
+
+
+@pytest.fixture(scope="session", autouse=True)
+def one_thread() -> None:
+    """The tests share their machine."""
+    torch.set_num_threads(1)
+
+
+@pytest.fixture(
+    params=[
+        "cpu",
+        pytest.param("cuda", marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")),
+    ]
+)
+def device(request: pytest.FixtureRequest) -> torch.device:
+    """Each device that there is."""
+    return torch.device(request.param)
+
+
+@pytest.fixture(scope="session")
+def data_root() -> Path:
+    """The folder of real speech, `<split>/<speaker>/<utterance>.<wav|flac>`."""
+    root = os.environ.get("SEC4SR_DATA")
+    if not root:
+        pytest.skip("needs real speech: set the variable SEC4SR_DATA")
+    return Path(root)
+
+
+@pytest.fixture(scope="session")
+def recorded_once() -> tuple[Tensor, Tensor]:
+    """What `speech` copies."""
+    root = os.environ.get("SEC4SR_DATA")
+    rows = synthetic_speech() if not root else real_speech(Path(root))
+    return pad_sequence(rows, batch_first=True), torch.tensor([len(row) for row in rows])
+
+
+@pytest.fixture
+def speech(recorded_once: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+    """Eight utterances of eight lengths, the longest first: (8, time) zero-padded float32, and (8,) valid samples.
+
+    Real where SEC4SR_DATA is set, else synthetic; on the 16-bit grid; a fresh copy for each test.
+    """
+    waveforms, lengths = recorded_once
+    return waveforms.clone(), lengths.clone()
+
+
+def real_speech(root: Path) -> list[Tensor]:
+    """The beginnings of eight files spread over all splits and speakers."""
+    files = sorted(path for path in root.glob("*/*/*") if path.suffix.lower() in audio.EXTENSIONS)
+    if len(files) < UTTERANCES:
+        raise FileNotFoundError(f"Expected {UTTERANCES} files <split>/<speaker>/<utterance>.wav in SEC4SR_DATA")
+    chosen = [files[index * len(files) // UTTERANCES] for index in range(UTTERANCES)]
+    sizes = [min(size, audio.info(path).frames) for path, size in zip(chosen, SAMPLES, strict=True)]
+    return sorted((audio.read(path, 0, size) for path, size in zip(chosen, sizes, strict=True)), key=len, reverse=True)
+
+
+def synthetic_speech() -> list[Tensor]:
+    """Pulse trains with a drifting pitch through three moving resonances, in syllables with pauses, in a quiet room."""
+    rows = []
+    for index, size in enumerate(SAMPLES):
+        generator = np.random.default_rng([251, index])
+        time = np.arange(size) / SAMPLE_RATE
+        pitch = generator.uniform(90, 230) * (1 + 0.15 * np.sin(2 * np.pi * generator.uniform(0.5, 2) * time))
+        phase = np.cumsum(pitch) / SAMPLE_RATE
+        source = np.diff(np.floor(phase), prepend=0.0) + 0.05 * generator.normal(size=size)
+        voice = np.zeros(size)
+        for start in range(0, size, SAMPLE_RATE // 5):  # a syllable has its own resonances
+            part = source[start : start + SAMPLE_RATE // 5]
+            for low, high in ((300, 900), (900, 2_200), (2_300, 3_500)):
+                angle = 2 * np.pi * generator.uniform(low, high) / SAMPLE_RATE
+                radius = generator.uniform(0.95, 0.985)
+                part = lfilter([1.0 - radius], [1.0, -2 * radius * np.cos(angle), radius**2], part)
+            voice[start : start + len(part)] = part * generator.choice([0.0, 0.3, 1.0], p=[0.15, 0.25, 0.6])
+        voice = 0.4 * voice / np.abs(voice).max() + 1e-3 * generator.normal(size=size)
+        rows.append(torch.from_numpy(np.rint(voice * audio.FULL_SCALE) / audio.FULL_SCALE).float())
+    return rows
+
+
+@pytest.fixture
+def make_recognizer(recorded_once: tuple[Tensor, Tensor]) -> MakeRecognizer:
+    """A factory of small recognizers in eval mode, on the CPU, whose scores and gradients are not degenerate."""
+
+    def make(
+        speakers: int | Sequence[str] = 10,
+        defenses: Sequence[Defense] = (),
+        seed: int = 0,
+        features: Callable[[], FrontEnd] = LogMel,
+        backbone: Callable[[], Any] = AudioNet,
+    ) -> Recognizer:
+        """A front end, a backbone and a classifier head with random weights from `seed`, the same for any defenses.
+
+        Batch norms know the statistics of `speech`, and each speaker's score has mean 0 and deviation 3 over `speech`,
+        so that decisions differ between utterances.
+        """
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            network = backbone()
+            recognizer = Recognizer(features(), network, ClosedSet(network.embedding_size, speakers))
+        settle(recognizer, *recorded_once)
+        return Recognizer(recognizer.features, recognizer.backbone, recognizer.scorer, defenses).eval()
+
+    return make
+
+
+@pytest.fixture
+def recognizer(make_recognizer: MakeRecognizer) -> Recognizer:
+    """The undefended recognizer of ten speakers."""
+    return make_recognizer()
+
+
+@torch.no_grad()
+def settle(recognizer: Recognizer, waveforms: Tensor, lengths: Tensor) -> None:
+    """Set batch-norm statistics by one pass in train mode, and center and scale the scores."""
+    norms = [module for module in recognizer.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
+    momenta = [norm.momentum for norm in norms]
+    for norm in norms:
+        norm.momentum = None  # a cumulative average: after one pass, the statistics of that pass
+    recognizer.train()(waveforms, lengths)
+    for norm, momentum in zip(norms, momenta, strict=True):
+        norm.momentum = momentum
+    recognizer.eval()
+    head = recognizer.scorer.head
+    scores = recognizer(waveforms, lengths)
+    head.weight *= 3.0 / scores.std(0).unsqueeze(1)
+    head.bias -= recognizer(waveforms, lengths).mean(0)

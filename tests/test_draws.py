@@ -1,0 +1,108 @@
+"""Draws: seeds that are the same everywhere, rows that depend on their own key only."""
+
+import copy
+import hashlib
+import os
+import pickle
+import subprocess
+import sys
+from collections.abc import Callable
+from itertools import pairwise
+from pathlib import Path
+
+import pytest
+import torch
+from scipy.stats import kstest
+
+from sec4sr_pl import draws
+from sec4sr_pl.draws import Draws, key, uniform
+
+
+def test_a_key_is_the_published_hash_of_its_parts() -> None:
+    by_hand = hashlib.blake2b(b"0\x1f3\x1f103-1240-0001\x1fcrop", digest_size=8).digest()
+    assert key(0, 3, "103-1240-0001", "crop") == int.from_bytes(by_hand, "big") // 2 == 0x1B7E151DDB23C76D // 2
+
+
+def test_a_key_is_the_same_in_another_process() -> None:
+    code = "from sec4sr_pl.draws import key; print(key('ä', 1.5, None))"
+    out = subprocess.run(
+        [sys.executable, "-c", code],
+        capture_output=True,
+        check=True,
+        text=True,
+        timeout=120,
+        cwd=Path(draws.__file__).parents[1],
+        env={**os.environ, "PYTHONHASHSEED": "1"},
+    )
+    assert int(out.stdout) == key("ä", 1.5, None)
+
+
+def test_every_key_seeds_a_generator() -> None:
+    keys = [key("name", index) for index in range(1_000)]
+    assert all(0 <= value < 2**63 for value in keys) and max(keys) > 2**62
+    for value in (*keys[:10], 2**63 - 1):
+        torch.Generator().manual_seed(value)
+
+
+def test_keys_differ_where_any_part_does() -> None:
+    parts = [(), ("",), (0,), (1,), (0, 0), (0, 1), (1, 0), ("0", "10"), ("01", "0"), ("010",), (0, 0, 0)]
+    keys = [key(*part) for part in parts]
+    assert keys[0] == keys[1]  # nothing, and a text of nothing
+    assert len(set(keys)) == len(parts) - 1
+
+
+def test_keys_are_spread_evenly() -> None:
+    keys = [key(0, epoch, f"utterance-{index}") for epoch in range(20) for index in range(250)]
+    assert kstest([value / 2**63 for value in keys], "uniform").pvalue > 1e-3
+    assert abs(torch.corrcoef(torch.tensor([*pairwise(value / 2**63 for value in keys)]).T)[0, 1]) < 0.05
+
+
+def test_a_row_depends_on_its_own_key_only() -> None:
+    keys = [key("row", index) for index in range(4)]
+    rows = uniform(keys, torch.empty(4, 1_000))
+    for index, own in enumerate(keys):
+        assert torch.equal(uniform([own], torch.empty(1, 1_000))[0], rows[index])
+    shuffled = uniform([keys[2], keys[0], keys[2]], torch.empty(3, 1_000))
+    assert torch.equal(shuffled, rows[[2, 0, 2]])
+    assert len({tuple(row.tolist()) for row in rows}) == 4
+
+
+def test_draws_neither_use_nor_move_the_global_generator() -> None:
+    torch.manual_seed(0)
+    first, state = uniform([5], torch.empty(1, 100)), torch.get_rng_state()
+    torch.manual_seed(1)
+    assert torch.equal(uniform([5], torch.empty(1, 100)), first)
+    torch.manual_seed(0)
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+@pytest.mark.parametrize("duplicate", [copy.deepcopy, lambda value: pickle.loads(pickle.dumps(value))])
+def test_a_copied_generator_goes_on_from_the_same_place_on_its_own(duplicate: Callable[[Draws], Draws]) -> None:
+    original = Draws()
+    original.seed(3)
+    torch.rand(5, generator=original.generator)
+    other = duplicate(original)
+    expected = torch.rand(10, generator=other.generator)
+    assert torch.equal(torch.rand(10, generator=original.generator), expected)
+    assert not torch.equal(torch.rand(10, generator=original.generator), expected)
+    original.seed(3)
+    torch.rand(5, generator=original.generator)
+    assert torch.equal(torch.rand(10, generator=original.generator), expected)
+
+
+def test_draws_are_uniform_between_0_and_1() -> None:
+    rows = uniform([key("uniform", index) for index in range(50)], torch.empty(50, 2_000))
+    assert rows.min() >= 0.0 and rows.max() < 1.0
+    assert kstest(rows.flatten().numpy(), "uniform").pvalue > 1e-3
+    assert kstest(rows[:, 0].numpy(), "uniform").pvalue > 1e-3  # over the rows, too
+    assert abs(torch.corrcoef(torch.stack([rows[:, :-1].flatten(), rows[:, 1:].flatten()]))[0, 1]) < 0.02
+
+
+@pytest.mark.parametrize("shape", [(3, 1), (3, 7), (3, 2, 5)])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_draws_have_the_shape_type_and_device_of_the_example(
+    shape: tuple[int, ...], dtype: torch.dtype, device: torch.device
+) -> None:
+    rows = uniform([1, 2, 3], torch.empty(shape, dtype=dtype, device=device))
+    assert (rows.shape, rows.dtype, rows.device.type) == (torch.Size(shape), dtype, device.type)
+    assert torch.equal(rows.cpu(), uniform([1, 2, 3], torch.empty(shape)).to(dtype))
