@@ -4,16 +4,21 @@ import netrc
 import os
 from urllib.parse import urlparse
 
+import yaml
 from lightning_utilities.core.rank_zero import rank_zero_info
+from pytorch_lightning import LightningModule, Trainer
 from pytorch_lightning.callbacks import RichProgressBar
-from pytorch_lightning.cli import LightningArgumentParser, LightningCLI
+from pytorch_lightning.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 
 import sec4sr_pl.attacks
 import sec4sr_pl.backbones
 import sec4sr_pl.callbacks
 import sec4sr_pl.data.augment
 import sec4sr_pl.features  # noqa: F401  imported, so that YAML may name classes without their modules
+from sec4sr_pl.audio import AudioError
+from sec4sr_pl.checkpoint import CheckpointError
 from sec4sr_pl.data import SpeakerData
+from sec4sr_pl.data.manifest import DataError
 from sec4sr_pl.training import SpeakerModule
 
 
@@ -28,8 +33,24 @@ def wandb_has_key() -> bool:
         return False
 
 
+class LoggedConfig(SaveConfigCallback):
+    """The configuration as a file beside the logs, and as the hyperparameters of every logger."""
+
+    def save_config(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Called by the base on the first process."""
+        config = yaml.safe_load(self.parser.dump(self.config, skip_none=False))
+        for logger in trainer.loggers:
+            logger.log_hyperparams(config)
+
+
 class SpeakerCLI(LightningCLI):
-    """`fit`, `validate` and `test` of a `SpeakerModule` on a `SpeakerData`, from YAML and flags."""
+    """`fit` and `validate` of a `SpeakerModule` on a `SpeakerData`, from YAML and flags."""
+
+    @staticmethod
+    def subcommands() -> dict[str, set[str]]:
+        """The test set belongs to evaluate.py."""
+        everything: dict[str, set[str]] = LightningCLI.subcommands()
+        return {name: everything[name] for name in ("fit", "validate")}
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """A classifier head has the speakers of the data, unless the config names them."""
@@ -40,7 +61,8 @@ class SpeakerCLI(LightningCLI):
         )
 
     def before_instantiate_classes(self) -> None:
-        """Keep W&B offline where it has no key, and say so once."""
+        """A resume never runs a checkpoint's code; W&B stays offline where it has no key, and says so once."""
+        self.config[self.subcommand].weights_only = True
         if "WANDB_MODE" in os.environ or "WandbLogger" not in str(self.config) or wandb_has_key():
             return
         os.environ["WANDB_MODE"] = "offline"
@@ -50,18 +72,22 @@ class SpeakerCLI(LightningCLI):
 
 
 def train(args: list[str] | None = None) -> SpeakerCLI:
-    """Run the command line.
+    """Run the command line; data or a checkpoint that can't be used ends it with one line on stderr and status 1.
 
     Args:
         args: default: those of the process.
     """
-    return SpeakerCLI(
-        SpeakerModule,
-        SpeakerData,
-        subclass_mode_data=True,
-        trainer_defaults={"callbacks": [RichProgressBar()]},
-        save_config_kwargs={"overwrite": True},
-        seed_everything_default=0,
-        parser_kwargs={"parser_mode": "yaml"},
-        args=args,
-    )
+    try:
+        return SpeakerCLI(
+            SpeakerModule,
+            SpeakerData,
+            subclass_mode_data=True,
+            trainer_defaults={"callbacks": [RichProgressBar()]},
+            save_config_callback=LoggedConfig,
+            save_config_kwargs={"overwrite": True},
+            seed_everything_default=0,
+            auto_configure_optimizers=False,
+            args=args,
+        )
+    except (AudioError, DataError, CheckpointError) as error:
+        raise SystemExit(f"train.py: error: {error}") from error

@@ -165,11 +165,9 @@ class SpecMask(nn.Module):
         if not self.training:
             return signal, lengths
         mean = signal.sum((1, 2)) / (lengths * signal.shape[2])
-        sizes = torch.full_like(lengths, signal.shape[2])
+        bands = torch.full_like(lengths, signal.shape[2])
         hidden = self._mask(lengths, signal.shape[1], self.frames).unsqueeze(2)
-        hidden = hidden | self._mask(torch.full_like(lengths, signal.shape[2]), signal.shape[2], self.bands).unsqueeze(
-            1
-        )
+        hidden = hidden | self._mask(bands, signal.shape[2], self.bands).unsqueeze(1)
         return mask_padding(torch.where(hidden, mean[:, None, None], signal), lengths), lengths
 
     def _mask(self, sizes: Tensor, padded: int, most: int) -> Tensor:

@@ -64,18 +64,7 @@ def load(root: Path, speakers: tuple[str, ...] = SPEAKERS) -> Utterances:
     return Utterances(utterances, label(utterances, speakers))
 
 
-@pytest.fixture(scope="module")
-def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_voices(tmp_path_factory.mktemp("voices"))
-
-
-@pytest.fixture
-def data(root: Path) -> Utterances:
-    return load(root)
-
-
-@pytest.fixture
-def recognizer(data: Utterances) -> Recognizer:
+def fit(data: Utterances) -> Recognizer:
     """A random network whose statistics and head were fitted to the voices: right about all but `WRONG`."""
     own = collate([item for item in data if item[2] != WRONG])
     with torch.random.fork_rng(devices=[]), torch.no_grad():
@@ -93,6 +82,26 @@ def recognizer(data: Utterances) -> Recognizer:
         recognizer.scorer.head.weight.copy_(solved.T)
         recognizer.scorer.head.bias.copy_(-center @ solved)
     return recognizer
+
+
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_voices(tmp_path_factory.mktemp("voices"))
+
+
+@pytest.fixture
+def data(root: Path) -> Utterances:
+    return load(root)
+
+
+@pytest.fixture
+def recognizer(data: Utterances) -> Recognizer:
+    return fit(data)
 
 
 class Seen(FGSM):
@@ -327,7 +336,7 @@ def test_random_targets_come_from_the_seed_and_the_name(make: Make, data: Uttera
 
 
 def test_a_targeted_success_is_the_decision_for_the_target(make: Make) -> None:
-    campaign = make(attacks=[PGD(steps=5), FGSM(epsilon=0.0005)], goal="simplest")
+    campaign = make(attacks=[PGD(steps=5), FGSM(epsilon=0.0005)], goal="hardest")
     campaign.run()
     records = [record for attack in campaign.attacks for record in campaign.records(attack.name)]
     for record in records:
@@ -528,7 +537,7 @@ def test_two_ranks_share_the_batches_and_leave_the_bytes_of_one(make: Make) -> N
         make("shared", [attacks[rank], PGD(steps=1, restarts=1)], **settings).run(rank, 2)
     shared = finish(make("shared", [Seen(), PGD(steps=1, restarts=1)], **settings))
     assert shared == alone
-    parts = [[tuple(row[:64].tolist()) for call in attack.calls for row in call[1]] for attack in attacks]
+    parts = [[str(row[row != 0].tolist()) for call in attack.calls for row in call[1]] for attack in attacks]
     assert [len(part) for part in parts] == [6, 6] and len({*parts[0], *parts[1]}) == 12
 
 

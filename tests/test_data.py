@@ -154,6 +154,17 @@ def test_a_changed_added_or_removed_file_is_seen(root: Path) -> None:
     assert "ada-train-1" not in [utterance.name for utterance in scan(root, "train")]
 
 
+def test_files_of_equal_age_are_told_apart_by_folder_and_by_size(tmp_path: Path) -> None:
+    frames = {"one": 1_000, "two": 2_000}
+    for folder, samples in frames.items():
+        path = write(tmp_path / folder / "train" / "s" / "u.wav", samples)
+        os.utime(path, ns=(0, 0))  # as unpacked from an archive
+    assert {folder: scan(tmp_path / folder, "train")[0].frames for folder in frames} == frames
+    path = write(tmp_path / "two" / "train" / "s" / "u.wav", 3_000)
+    os.utime(path, ns=(0, 0))
+    assert scan(tmp_path / "two", "train")[0].frames == 3_000
+
+
 def test_a_damaged_cache_is_read_anew(root: Path, cache: Path) -> None:
     expected = scan(root, "train")
     (path,) = cache.rglob("*.csv")

@@ -14,7 +14,7 @@ from sec4sr_pl.types import full_lengths, mask_padding
 Score = Callable[[Tensor, Tensor], Tensor]
 """(waveforms, lengths) -> (batch, speakers) scores: all that an attack sees of a model."""
 
-Draws = torch.Generator | Sequence[torch.Generator] | None
+Generators = torch.Generator | Sequence[torch.Generator] | None
 """What random draws come from: the global generator, one, or one for each row, whatever its batch mates."""
 
 
@@ -88,7 +88,7 @@ class Attack(ABC):
         labels: Tensor,
         lengths: Tensor | None = None,
         objective: Objective | None = None,
-        generator: Draws = None,
+        generator: Generators = None,
         measure: bool = True,
     ) -> AttackResult:
         """Perturb (batch, time) waveforms so that `objective` is achieved for (batch,) labels.
@@ -136,7 +136,7 @@ class Attack(ABC):
         labels: Tensor,
         lengths: Tensor,
         objective: Objective,
-        generator: Draws,
+        generator: Generators,
     ) -> Tensor:
         """Adversarial waveforms, (batch, time). Gradients are off; a subclass turns them on where it needs one."""
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from sec4sr_pl.attacks.base import Attack, Draws, Score
+from sec4sr_pl.attacks.base import Attack, Generators, Score
 from sec4sr_pl.attacks.objective import Objective
 
 Loss = Literal["cross_entropy", "margin"]
@@ -96,7 +96,7 @@ class PGD(Attack):
         labels: Tensor,
         lengths: Tensor,
         objective: Objective,
-        generator: Draws,
+        generator: Generators,
     ) -> Tensor:
         """The last iterate of each utterance's best run."""
         if self.restarts == 0:
@@ -175,7 +175,7 @@ class CWinf(PGD):
         super().__init__(epsilon, step_size, steps, restarts, draws, loss="margin")
 
 
-def uniform(like: Tensor, generator: Draws) -> Tensor:
+def uniform(like: Tensor, generator: Generators) -> Tensor:
     """Uniform draws in [0, 1) of the shape and device of `like`; the same on every device for a CPU generator."""
     if isinstance(generator, Sequence):
         return torch.stack([uniform(row, own) for row, own in zip(like, generator, strict=True)])
