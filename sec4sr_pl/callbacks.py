@@ -4,11 +4,17 @@ from typing import Any
 
 import torch
 from pytorch_lightning import Callback, LightningModule, Trainer
-from torchmetrics import MeanMetric, Metric
+from torchmetrics import Metric
 
 from sec4sr_pl.attacks import PGD, Attack
 from sec4sr_pl.draws import key
-from sec4sr_pl.metrics import PerceptualEvaluationOfSpeechQuality, SignalToNoiseRatio, r1_score
+from sec4sr_pl.metrics import (
+    AttackSuccessRate,
+    Fraction,
+    PerceptualEvaluationOfSpeechQuality,
+    SignalToNoiseRatio,
+    r1_score,
+)
 from sec4sr_pl.types import Batch
 
 
@@ -31,9 +37,9 @@ class RobustValidation(Callback):
         self.attack = PGD() if attack is None else attack
         self.fraction, self.pesq, self.seed = fraction, pesq, seed
         self.metrics: dict[str, Metric] = {
-            "benign_accuracy": MeanMetric(),
-            "adversarial_accuracy": MeanMetric(),
-            "attack_success": MeanMetric(nan_strategy="ignore"),
+            "benign_accuracy": Fraction(),
+            "adversarial_accuracy": Fraction(),
+            "attack_success": AttackSuccessRate(),
             "snr": SignalToNoiseRatio(),
             "pesq": PerceptualEvaluationOfSpeechQuality(),
         }
@@ -64,9 +70,10 @@ class RobustValidation(Callback):
         generator = torch.Generator().manual_seed(key(self.seed, "attack", *names))
         result = self.attack(recognizer, waveforms, speakers, lengths, generator=generator)
         benign = recognizer(waveforms, lengths).argmax(1) == speakers
-        self.metrics["benign_accuracy"].update(benign.float())
-        self.metrics["adversarial_accuracy"].update((~result.achieved).float())
-        self.metrics["attack_success"].update(result.achieved[benign].float())
+        everyone = torch.ones_like(benign)
+        self.metrics["benign_accuracy"].update(everyone, benign)
+        self.metrics["adversarial_accuracy"].update(everyone, ~result.achieved)
+        self.metrics["attack_success"].update(benign, result.achieved)
         self.metrics["snr"].update(result.waveforms, waveforms, lengths)
         few = slice(0, self.pesq)
         if self.pesq:

@@ -70,7 +70,7 @@ def evaluate(
         perceptual: measure PESQ and STOI.
         accelerator: cpu, cuda, ... or auto.
         devices: processes on each machine, one a device.
-        num_nodes: machines.
+        num_nodes: number of machines.
         threads: of each process on a CPU; a part of the arithmetic, so compare tables of one value only.
         trusted: packages whose classes the checkpoint may name.
 

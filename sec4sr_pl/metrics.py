@@ -42,17 +42,17 @@ def attack_success_rate(benign_correct: Tensor, achieved: Tensor) -> Tensor:
     Raises:
         ValueError: not two bool tensors of the same (batch,) shape.
     """
-    succeeded, eligible = _count_successes(benign_correct, achieved)
+    succeeded, eligible = _count(benign_correct, achieved)
     return succeeded / eligible
 
 
-def _count_successes(benign_correct: Tensor, achieved: Tensor) -> tuple[Tensor, Tensor]:
-    for name, flags in (("benign_correct", benign_correct), ("achieved", achieved)):
-        if flags.dim() != 1 or flags.dtype != torch.bool:
-            raise ValueError(f"expected `{name}` (batch,) bool, got {tuple(flags.shape)} {flags.dtype}")
-    if benign_correct.shape != achieved.shape:
-        raise ValueError(f"expected flags of the same utterances, got {len(benign_correct)} and {len(achieved)}")
-    return (achieved & benign_correct).sum(), benign_correct.sum()
+def _count(selected: Tensor, flags: Tensor) -> tuple[Tensor, Tensor]:
+    for given in (selected, flags):
+        if given.dim() != 1 or given.dtype != torch.bool:
+            raise ValueError(f"expected (batch,) bool, got {tuple(given.shape)} {given.dtype}")
+    if selected.shape != flags.shape:
+        raise ValueError(f"expected flags of the same utterances, got {len(selected)} and {len(flags)}")
+    return (flags & selected).sum(), selected.sum()
 
 
 def r1_score(benign_accuracy: Number, adversarial_accuracy: Number) -> Number:
@@ -88,29 +88,39 @@ def wilson_interval(successes: int, trials: int, confidence: float = 0.95) -> tu
     return (center - reach if successes > 0 else 0.0), (center + reach if successes < trials else 1.0)
 
 
-class AttackSuccessRate(Metric):
-    """Fraction of the benign-correct utterances for which the attack reached its goal: `attack_success_rate`."""
+class Fraction(Metric):
+    """Fraction of the selected rows that have a flag, without reading anything back from the device.
+
+    torchmetrics' MeanMetric ignores its weights with nan_strategy="disable", and synchronizes with any other.
+    """
 
     is_differentiable = False
     higher_is_better = None
     full_state_update = False
-    succeeded: Tensor
-    eligible: Tensor
+    flagged: Tensor
+    selected: Tensor
 
     def __init__(self, **kwargs: Any) -> None:
         super().__init__(**kwargs)
-        self.add_state("succeeded", torch.tensor(0), dist_reduce_fx="sum")
-        self.add_state("eligible", torch.tensor(0), dist_reduce_fx="sum")
+        self.add_state("flagged", torch.tensor(0), dist_reduce_fx="sum")
+        self.add_state("selected", torch.tensor(0), dist_reduce_fx="sum")
 
-    def update(self, benign_correct: Tensor, achieved: Tensor) -> None:
+    def update(self, selected: Tensor, flags: Tensor) -> None:
         """Count a batch, two (batch,) bool."""
-        succeeded, eligible = _count_successes(benign_correct, achieved)
-        self.succeeded = self.succeeded + succeeded
-        self.eligible = self.eligible + eligible
+        flagged, chosen = _count(selected, flags)
+        self.flagged = self.flagged + flagged
+        self.selected = self.selected + chosen
 
     def compute(self) -> Tensor:
-        """Return () float, NaN where no original was decided correctly."""
-        return self.succeeded / self.eligible
+        """Return () float, NaN where no row was selected."""
+        return self.flagged / self.selected
+
+
+class AttackSuccessRate(Fraction):
+    """Fraction of the benign-correct utterances for which the attack reached its goal: `attack_success_rate`.
+
+    `update` takes (batch,) bool benign_correct and achieved.
+    """
 
 
 # Verification

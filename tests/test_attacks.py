@@ -626,7 +626,7 @@ def test_every_step_equals_that_of_the_reference_libraries(
     recognizer: Recognizer,
     record_property: Callable[[str, object], None],
 ) -> None:
-    waveforms, lengths = speech[0][::2], speech[1][::2]
+    waveforms, lengths = speech[0][::3, :16_000], speech[1][::3].clamp_max(16_000)
     decisions = recognizer(waveforms, lengths).argmax(1)
     labels = (decisions + 3) % 10 if targeted else decisions
     objective = Objective(targeted=targeted)
@@ -644,7 +644,9 @@ def test_every_step_equals_that_of_the_reference_libraries(
         ours = step.descend(recognizer, before, waveforms, labels, lengths, objective)
         assert (ours - after).abs().max() <= 1e-8
 
-    own_loss: Callable[[Tensor], Tensor] = lambda w: attack_loss(attack.loss, objective, recognizer(w, lengths), labels)
+    def own_loss(w: Tensor) -> Tensor:
+        return attack_loss(attack.loss, objective, recognizer(w, lengths), labels)
+
     waveform_difference = loss_difference = 0.0
     for mine, reference in zip(own.points[1:], theirs.points[1:], strict=True):  # runs that never met
         with torch.no_grad():
@@ -661,7 +663,7 @@ def test_many_steps_equal_those_of_foolbox_in_double_precision(
     steps: int, speech: Speech, recognizer: Recognizer
 ) -> None:
     """In float32 the last bit in which two ways to clip differ grows to a flipped sign after about 20 steps."""
-    waveforms, lengths = speech[0][5:].double(), speech[1][5:]
+    waveforms, lengths = speech[0][6:, :16_000].double(), speech[1][6:].clamp_max(16_000)
     recognizer = recognizer.double()
     labels = recognizer(waveforms, lengths).argmax(1)
     ours = PGD(steps=steps)(recognizer, waveforms, labels, lengths).waveforms

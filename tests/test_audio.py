@@ -116,7 +116,8 @@ def with_comment(path: Path, text: bytes) -> Path:
     """Put a LIST chunk between the header and the data of a plain wav file."""
     content = path.read_bytes()
     payload = b"INFOICMT" + struct.pack("<I", len(text)) + text
-    content = content[:36] + b"LIST" + struct.pack("<I", len(payload)) + payload + content[36:]
+    even = payload + bytes(len(payload) % 2)
+    content = content[:36] + b"LIST" + struct.pack("<I", len(payload)) + even + content[36:]
     path.write_bytes(content[:4] + struct.pack("<I", len(content) - 8) + content[8:])
     return path
 
@@ -198,7 +199,7 @@ def cut(keep: float, source: str) -> Callable[[Path], Path]:
 
 
 def truncated_behind_a_long_comment(path: Path) -> Path:
-    content = with_comment(write(path), b"x" * 8_000).read_bytes()
+    content = with_comment(write(path), b"x" * 8_001).read_bytes()
     path.write_bytes(content[:-5_000])
     return path
 
@@ -264,6 +265,15 @@ def test_a_file_that_cannot_be_used_is_refused_by_name_and_reason(
         audio.read(path)
     assert str(caught.value).startswith(str(path))
     assert "\n" not in str(caught.value)
+
+
+def test_a_decoder_that_stops_early_without_an_error_is_noticed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole_read = soundfile.read
+    monkeypatch.setattr(soundfile, "read", lambda *args, **kwargs: (whole_read(*args, **kwargs)[0][:-1], 16_000))
+    with pytest.raises(AudioError, match="truncated: expected 100 samples, 99 could be read"):
+        audio.read(write(tmp_path / "a.flac"), 50, 100)
 
 
 def test_a_crop_of_what_is_left_of_a_truncated_wav_is_refused_too(tmp_path: Path) -> None:

@@ -529,6 +529,26 @@ def test_half_written_files_of_a_killed_process_are_not_taken_for_records(make: 
     assert {path: content for path, content in found.items() if not path.endswith(".123")} == whole
 
 
+def test_a_write_that_fails_leaves_nothing_under_the_name_and_no_litter(
+    make: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = finish(make("whole"))
+    campaign = make("full")
+    campaign.open()
+    honest = Path.write_text
+
+    def disk_full(path: Path, text: str, **rest: Any) -> int:
+        honest(path, text[:30], **rest)
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "write_text", disk_full)
+        with pytest.raises(OSError, match="No space left"):
+            campaign.run()
+    assert set(files(campaign.output)) == {"campaign.json"}
+    assert finish(campaign) == whole
+
+
 def test_two_ranks_share_the_batches_and_leave_the_bytes_of_one(make: Make) -> None:
     settings: dict[str, Any] = {"defenses": [FeCo(0.5)], "goal": "simplest", "draws": 2, "batch_size": 2}
     alone = finish(make("alone", [Seen(), PGD(steps=1, restarts=1)], **settings))

@@ -124,6 +124,7 @@ def test_two_processes_leave_the_bytes_of_one_and_flags_say_what_yaml_says(
     assert status == 0, stderr
     assert whole_files(place / "two") == whole_files(alone[0])
     assert stdout.count("R1") == 1  # one of them speaks
+    assert " 18/18 " in stderr  # of 36, twelve utterances in three units: each did its half
 
 
 def test_a_campaign_killed_in_the_middle_and_resumed_leaves_the_bytes_of_one_that_was_not(
@@ -244,8 +245,7 @@ def test_a_flag_wins_over_the_config_before_it(call: Callable[..., Any], place: 
     (tmp_path / "base.yaml").write_text(
         yaml.safe_dump({**options(place, tmp_path / "out"), "seed": 5, "goal": "simplest"})
     )
-    with pytest.MonkeyPatch.context():
-        main(["--config", str(tmp_path / "base.yaml"), "--attacks", "[FGSM]", "--limit", "2", "--seed", "6"])
+    main(["--config", str(tmp_path / "base.yaml"), "--attacks", "[FGSM]", "--limit", "2", "--seed", "6"])
     found = campaign(tmp_path / "out")
     assert (found["seed"], found["goal"], list(found["attacks"]), found["utterances"]) == (6, "simplest", ["FGSM"], 2)
 
@@ -348,4 +348,4 @@ def test_help_explains_every_option(capsys: pytest.CaptureFixture[str], monkeypa
     for name in ("config", *inspect.signature(evaluate).parameters):
         metavar = r"(?: (?:\[ITEM,\.\.\.\]|\{[\w,]+\}|[A-Z_]+))"
         found = re.search(rf" --{name}{metavar}(?:, --{name}\+{metavar})? ([^-][^()]*)", text)
-        assert found and len(found[1].split()) >= 2, f"--{name} has no explanation"
+        assert found and len(found[1]) > 5, f"--{name} has no explanation"

@@ -4,15 +4,16 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import torch
 from pytorch_lightning import LightningModule
 from pytorch_lightning.cli import OptimizerCallable
 from torch import Tensor
 from torch.optim import Adam, Optimizer
 from torch.optim.lr_scheduler import LRScheduler, OneCycleLR
-from torchmetrics import MeanMetric
 
 from sec4sr_pl.checkpoint import describe, load_recognizer
 from sec4sr_pl.draws import key
+from sec4sr_pl.metrics import Fraction
 from sec4sr_pl.recognizer import Recognizer
 from sec4sr_pl.training.objectives import Standard, TrainingObjective
 from sec4sr_pl.types import Batch
@@ -61,9 +62,9 @@ class SpeakerModule(LightningModule):
         self.objective = Standard() if objective is None else objective
         self.optimizer, self.scheduler = optimizer, scheduler
         self.weights, self.seed = weights, seed
-        self.benign_accuracy = MeanMetric(nan_strategy="disable")
-        self.adversarial_accuracy = MeanMetric(nan_strategy="disable")
-        self.development_accuracy = MeanMetric(nan_strategy="disable")
+        self.benign_accuracy = Fraction()
+        self.adversarial_accuracy = Fraction()
+        self.development_accuracy = Fraction()
 
     def setup(self, stage: str) -> None:
         """Connect the data's labels to the recognizer's speakers; fetch initial weights.
@@ -87,13 +88,13 @@ class SpeakerModule(LightningModule):
         keys = [key(self.seed, self.current_epoch, name) for name in batch.names]
         self.recognizer.seed(key(*keys, "defenses"))
         step = self.objective(self.recognizer, batch, keys)
-        correct = (step.scores.argmax(1) == step.speakers).float()
+        correct = step.scores.argmax(1) == step.speakers
         self.log("train/loss", step.loss, prog_bar=True, batch_size=len(keys))
         for name, metric, rows in (
             ("benign", self.benign_accuracy, ~step.adversarial),
             ("adversarial", self.adversarial_accuracy, step.adversarial),
         ):
-            metric.update(correct, rows.float())
+            metric.update(rows, correct)
             self.log(f"train/{name}_accuracy", metric, on_step=False, on_epoch=True, batch_size=len(keys))
         return step.loss
 
@@ -102,7 +103,8 @@ class SpeakerModule(LightningModule):
         self.recognizer.check(batch.waveforms, batch.lengths, batch.names)
         self.recognizer.seed(key(self.seed, *batch.names))
         scores = self.recognizer(batch.waveforms, batch.lengths)
-        self.development_accuracy.update((scores.argmax(1) == batch.speakers).float())
+        correct = scores.argmax(1) == batch.speakers
+        self.development_accuracy.update(torch.ones_like(correct), correct)
         self.log("development/accuracy", self.development_accuracy, prog_bar=True, batch_size=len(batch.names))
 
     def configure_optimizers(self) -> Any:
