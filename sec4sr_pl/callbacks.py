@@ -27,13 +27,13 @@ class RobustValidation(Callback):
     Args:
         attack: the adversary; default: PGD-10.
         fraction: of the development utterances, chosen by a hash of the name.
-        pesq: utterances a batch whose PESQ is measured; 0: none.
+        pesq: fraction of these whose PESQ is measured, about 0.1 s each, chosen likewise; 0: none.
         seed: of the attack's draws.
     """
 
-    def __init__(self, attack: Attack | None = None, fraction: float = 1.0, pesq: int = 1, seed: int = 0) -> None:
-        if not 0.0 < fraction <= 1.0 or pesq < 0:
-            raise ValueError(f"Expected fraction in (0, 1] and pesq >= 0, got {fraction} and {pesq}")
+    def __init__(self, attack: Attack | None = None, fraction: float = 1.0, pesq: float = 0.1, seed: int = 0) -> None:
+        if not 0.0 < fraction <= 1.0 or not 0.0 <= pesq <= 1.0:
+            raise ValueError(f"Expected fraction in (0, 1] and pesq in [0, 1], got {fraction} and {pesq}")
         self.attack = PGD() if attack is None else attack
         self.fraction, self.pesq, self.seed = fraction, pesq, seed
         self.metrics: dict[str, Metric] = {
@@ -75,8 +75,8 @@ class RobustValidation(Callback):
         self.metrics["adversarial_accuracy"].update(everyone, ~result.achieved)
         self.metrics["attack_success"].update(benign, result.achieved)
         self.metrics["snr"].update(result.waveforms, waveforms, lengths)
-        few = slice(0, self.pesq)
-        if self.pesq:
+        few = [i for i, name in enumerate(names) if key(name, "pesq") < self.pesq * 2**63]
+        if few:
             self.metrics["pesq"].update(result.waveforms[few], waveforms[few], lengths[few])
 
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:

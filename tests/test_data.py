@@ -439,6 +439,14 @@ def test_a_crop_is_a_stretch_of_its_utterance_and_every_offset_is_as_likely(root
     assert kstest(np.array(offsets) / 5_000, "uniform").pvalue > 1e-3
 
 
+def test_crops_of_a_stretch_stay_inside_it(root: Path) -> None:
+    path = root / "train" / "bob" / "bob-train-0.wav"
+    stretch = Utterance("bob-stretch", "bob", path, 20_000, 5_000, 16_000)
+    crops = Crops(Utterances([stretch], [0]), 1_000, 50, seed=0)
+    offsets = [offset(crops[0, repeat][0], audio.read(path)) for repeat in range(50)]
+    assert len(crops) == 50 and min(offsets) >= 20_000 and max(offsets) + 1_000 <= 25_000
+
+
 def test_a_crop_as_long_as_its_utterance_is_the_utterance(root: Path) -> None:
     data = SpeakerData(root, crop_seconds=0.5, num_workers=0)
     crops = by_name(batches(data.train_dataloader()))
@@ -476,6 +484,19 @@ def test_augmentations_leave_every_global_generator_as_it_was(root: Path, monkey
     assert torch.equal(crops[0, 0][0], first) and torch.equal(crops[0, 1][0], second)
 
 
+def test_augmentations_draw_anew_for_each_epoch_seed_and_repeat(root: Path) -> None:
+    def added(epoch: int, seed: int, repeat: int) -> float:
+        options: dict[str, Any] = {"crop_seconds": 0.5, "crops_per_utterance": 2, "seed": seed}
+        index = 2 * 3 + repeat  # eve-train-0, as long as a crop: there is one crop of it
+        plain = crops_of(SpeakerData(root, **options))[epoch, index]
+        changed = crops_of(SpeakerData(root, augmentations=[Recorder()], **options))[epoch, index]
+        assert changed[2] == f"eve-train-0#{repeat}"
+        return float((changed[0] - plain[0]).mean())
+
+    draws = [added(*drawn) for drawn in ((0, 0, 0), (1, 0, 0), (0, 1, 0), (0, 0, 1))]
+    assert len({round(draw, 3) for draw in draws}) == 4
+
+
 def test_augmentations_run_in_the_order_given(root: Path) -> None:
     class Scale(nn.Module):
         def forward(self, waveforms: Tensor) -> Tensor:
@@ -493,12 +514,12 @@ def test_augmentations_run_in_the_order_given(root: Path) -> None:
 # Ranks
 
 
-@pytest.fixture
-def many(tmp_path: Path) -> Path:
+@pytest.fixture(scope="module")
+def many(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """22 utterances to train on, 5 for development, 19 to test on."""
     train = {speaker: [1_600] * 6 for speaker in "abcd"} | {"e": [1_600] * 3}
     test = {speaker: [1_600] * 4 for speaker in "abcd"} | {"e": [1_600] * 3}
-    return fill(tmp_path / "many", {"train": train, "test": test})
+    return fill(tmp_path_factory.mktemp("many"), {"train": train, "test": test})
 
 
 @pytest.mark.parametrize("epoch", [0, 5])
@@ -523,6 +544,18 @@ def test_an_uneven_end_gives_every_rank_as_many_batches_and_misses_nobody(many: 
         seen |= {name for batch in loaded for name in batch.names}
     assert all(size == sizes[0] for size in sizes)
     assert len(seen) == 22
+
+
+def test_each_epoch_of_training_has_its_own_order_and_the_same_in_every_run(many: Path) -> None:
+    def order(epoch: int) -> list[str]:
+        data = SpeakerData(many, batch_size=4, crop_seconds=0.1, num_workers=0)
+        return [name for batch in batches(data.train_dataloader(), epoch) for name in batch.names]
+
+    manifest = [f"{utterance.name}#0" for utterance in SpeakerData(many).utterances("train")]
+    orders = [order(epoch) for epoch in range(3)]
+    assert all(sorted(names) == manifest for names in orders)
+    assert len({tuple(names) for names in [manifest, *orders]}) == 4
+    assert order(1) == orders[1]
 
 
 def test_the_order_of_an_epoch_is_its_own_and_repeats(many: Path) -> None:

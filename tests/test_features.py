@@ -173,6 +173,19 @@ def test_a_padded_row_has_the_frames_it_has_alone_and_zeros_after_them(speech: S
         assert row[count:].count_nonzero() == 0
 
 
+def test_a_batch_that_is_computed_in_pieces_is_computed_as_a_whole(speech: Speech) -> None:
+    waveforms, lengths = speech
+    leaf, copies = waveforms.requires_grad_(), waveforms.detach().repeat(4, 1).requires_grad_()
+    front_end = LogMel()
+    stage = front_end.stages["raw"]
+    assert isinstance(stage, LogMelStage) and stage._rows(copies) < len(copies)
+    frames, many = front_end(leaf, lengths)[0], front_end(copies, lengths.repeat(4))[0]
+    assert_close(many, frames.repeat(4, 1, 1), rtol=0, atol=1e-3)
+    (slope,) = torch.autograd.grad(frames.square().sum(), leaf)
+    (slopes,) = torch.autograd.grad(many.square().sum(), copies)
+    assert (slopes - slope.repeat(4, 1)).norm() < 1e-4 * slopes.norm()
+
+
 def test_what_stands_in_the_padding_is_not_heard(speech: Speech) -> None:
     waveforms, lengths = speech
     clean, _ = LogMel()(waveforms, lengths)

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.optim import Adam, Optimizer
 from torch.optim.lr_scheduler import LRScheduler, OneCycleLR
 
-from sec4sr_pl.checkpoint import describe, load_recognizer
+from sec4sr_pl.checkpoint import CheckpointError, describe, load_recognizer
 from sec4sr_pl.draws import key
 from sec4sr_pl.metrics import Fraction
 from sec4sr_pl.recognizer import Recognizer
@@ -71,6 +71,7 @@ class SpeakerModule(LightningModule):
 
         Raises:
             ValueError: a precision that rounds the waveform itself.
+            CheckpointError: weights for other speakers.
         """
         if self.trainer.precision in ("16-true", "bf16-true", "transformer-engine", "transformer-engine-float16"):
             raise ValueError(
@@ -81,7 +82,10 @@ class SpeakerModule(LightningModule):
         if connect is not None:
             connect(self.recognizer.scorer.speakers)
         if stage == "fit" and self.weights is not None:
-            self.recognizer.load_state_dict(load_recognizer(self.weights).state_dict())
+            trained = load_recognizer(self.weights)
+            if trained.scorer.speakers != self.recognizer.scorer.speakers:
+                raise CheckpointError(f"{self.weights} knows other speakers than the data, or in another order")
+            self.recognizer.load_state_dict(trained.state_dict())
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """The objective's loss; draws come from (seed, epoch, utterance)."""
