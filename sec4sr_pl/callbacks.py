@@ -67,8 +67,8 @@ class RobustValidation(Callback):
         waveforms, lengths, speakers = batch.waveforms[rows], batch.lengths[rows], batch.speakers[rows]
         recognizer: Any = pl_module.recognizer
         recognizer.seed(key(self.seed, *names))
-        generator = torch.Generator().manual_seed(key(self.seed, "attack", *names))
-        result = self.attack(recognizer, waveforms, speakers, lengths, generator=generator)
+        generators = [torch.Generator().manual_seed(key(self.seed, "attack", name)) for name in names]
+        result = self.attack(recognizer, waveforms, speakers, lengths, generator=generators)
         benign = recognizer(waveforms, lengths).argmax(1) == speakers
         everyone = torch.ones_like(benign)
         self.metrics["benign_accuracy"].update(everyone, benign)

@@ -106,7 +106,7 @@ def moving(root: Path) -> dict[str, Any]:
 def validated(root: Path) -> dict[str, float]:
     """What validation logs about one recognizer; in double precision, whose rounding flips no decision."""
     data = SpeakerData(root, eval_batch_size=2, development_fraction=0.34, num_workers=0)
-    attack = PGD(epsilon=0.0001, step_size=0.00005, steps=2)
+    attack = PGD(epsilon=0.0001, step_size=0.00005, steps=2, restarts=2)
     callback = RobustValidation(attack, fraction=0.8, pesq=0.5)
     (logged,) = make_trainer(callbacks=[callback], precision="64-true").validate(make(data), data, verbose=False)
     return dict(logged)

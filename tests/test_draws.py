@@ -2,39 +2,20 @@
 
 import copy
 import hashlib
-import os
 import pickle
-import subprocess
-import sys
 from collections.abc import Callable
 from itertools import pairwise
-from pathlib import Path
 
 import pytest
 import torch
 from scipy.stats import kstest
 
-from sec4sr_pl import draws
 from sec4sr_pl.draws import Draws, key, uniform
 
 
-def test_a_key_is_the_published_hash_of_its_parts() -> None:
+def test_a_key_is_a_hash_of_its_parts_that_any_process_can_compute() -> None:
     by_hand = hashlib.blake2b(b"0\x1f3\x1f103-1240-0001\x1fcrop", digest_size=8).digest()
     assert key(0, 3, "103-1240-0001", "crop") == int.from_bytes(by_hand, "big") // 2 == 0x1B7E151DDB23C76D // 2
-
-
-def test_a_key_is_the_same_in_another_process() -> None:
-    code = "from sec4sr_pl.draws import key; print(key('ä', 1.5, None))"
-    out = subprocess.run(
-        [sys.executable, "-c", code],
-        capture_output=True,
-        check=True,
-        text=True,
-        timeout=120,
-        cwd=Path(draws.__file__).parents[1],
-        env={**os.environ, "PYTHONHASHSEED": "1"},
-    )
-    assert int(out.stdout) == key("ä", 1.5, None)
 
 
 def test_every_key_seeds_a_generator() -> None:

@@ -550,10 +550,10 @@ def test_robust_validation_logs_what_is_computed_by_hand(
 
     module = SpeakerModule(recognizer, optimizer=sgd)
     validate = trainer(callbacks=[RobustValidation(attack, fraction, pesq)])
-    for _ in range(2):  # counts start anew
-        (logged,) = validate.validate(module, loader(batches), verbose=False)
-        robust = {name: value for name, value in logged.items() if name.startswith("robust/")}
-        assert robust == pytest.approx(expected, rel=1e-3)
+    validate.validate(module, loader(batches[:1]), verbose=False)
+    (logged,) = validate.validate(module, loader(batches), verbose=False)  # counts start anew
+    robust = {name: value for name, value in logged.items() if name.startswith("robust/")}
+    assert robust == pytest.approx(expected, rel=1e-3)
     assert logged["development/accuracy"] == pytest.approx(6 / 8)
     for name, tensor in before.state_dict().items():
         assert torch.equal(tensor, recognizer.state_dict()[name]), name
