@@ -22,6 +22,7 @@ lint: $(VENV)/.dev
 
 bench: $(VENV)/.test
 	$(BIN)/python benchmarks/power_spectrum.py
+	$(BIN)/python benchmarks/prefilter.py
 
 clean:
 	rm -rf $(VENV) build *.egg-info

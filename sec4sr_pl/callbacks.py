@@ -6,7 +6,7 @@ import torch
 from pytorch_lightning import Callback, LightningModule, Trainer
 from torchmetrics import Metric
 
-from sec4sr_pl.attacks import PGD, Attack
+from sec4sr_pl.attacks import PGD, Attack, Objective
 from sec4sr_pl.draws import key
 from sec4sr_pl.metrics import (
     AttackSuccessRate,
@@ -68,8 +68,9 @@ class RobustValidation(Callback):
         recognizer: Any = pl_module.recognizer
         recognizer.seed(key(self.seed, *names))
         generators = [torch.Generator().manual_seed(key(self.seed, "attack", name)) for name in names]
-        result = self.attack(recognizer, waveforms, speakers, lengths, generator=generators)
-        benign = recognizer(waveforms, lengths).argmax(1) == speakers
+        objective = Objective(float(recognizer.scorer.threshold))
+        result = self.attack(recognizer, waveforms, speakers, lengths, objective, generators)
+        benign = recognizer.decide(recognizer(waveforms, lengths)) == speakers
         everyone = torch.ones_like(benign)
         self.metrics["benign_accuracy"].update(everyone, benign)
         self.metrics["adversarial_accuracy"].update(everyone, ~result.achieved)

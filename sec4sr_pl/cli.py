@@ -15,10 +15,7 @@ import sec4sr_pl.backbones
 import sec4sr_pl.callbacks
 import sec4sr_pl.data.augment
 import sec4sr_pl.features  # noqa: F401  imported, so that YAML may name classes without their modules
-from sec4sr_pl.audio import AudioError
-from sec4sr_pl.checkpoint import CheckpointError
 from sec4sr_pl.data import SpeakerData
-from sec4sr_pl.data.manifest import DataError
 from sec4sr_pl.training import SpeakerModule
 
 
@@ -53,7 +50,7 @@ class SpeakerCLI(LightningCLI):
         return {name: everything[name] for name in ("fit", "validate")}
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
-        """A classifier head has the speakers of the data, unless the config names them."""
+        """A classifier head has the speakers of the data."""
         parser.link_arguments(
             "data.speakers",
             "model.recognizer.init_args.scorer.init_args.speakers",
@@ -62,7 +59,10 @@ class SpeakerCLI(LightningCLI):
 
     def before_instantiate_classes(self) -> None:
         """A resume never runs a checkpoint's code; W&B stays offline where it has no key, and says so once."""
-        self.config[self.subcommand].weights_only = True
+        config = self.config[self.subcommand]
+        config.weights_only = True
+        if config.trainer.enable_progress_bar is not False:
+            self.trainer_defaults["callbacks"] = [RichProgressBar()]
         if "WANDB_MODE" in os.environ or "WandbLogger" not in str(self.config) or wandb_has_key():
             return
         os.environ["WANDB_MODE"] = "offline"
@@ -71,8 +71,14 @@ class SpeakerCLI(LightningCLI):
         )
 
 
+def last_line(error: Exception) -> str:
+    """What an error says, without the traceback that a loader's worker puts before it."""
+    text = str(error).strip()
+    return text.splitlines()[-1].partition(": ")[2] if text.startswith("Caught ") else text
+
+
 def train(args: list[str] | None = None) -> SpeakerCLI:
-    """Run the command line; data or a checkpoint that can't be used ends it with one line on stderr and status 1.
+    """Run the command line; what its user can mend ends it with one line on stderr and status 1.
 
     Args:
         args: default: those of the process.
@@ -82,12 +88,11 @@ def train(args: list[str] | None = None) -> SpeakerCLI:
             SpeakerModule,
             SpeakerData,
             subclass_mode_data=True,
-            trainer_defaults={"callbacks": [RichProgressBar()]},
             save_config_callback=LoggedConfig,
             save_config_kwargs={"overwrite": True},
             seed_everything_default=0,
             auto_configure_optimizers=False,
             args=args,
         )
-    except (AudioError, DataError, CheckpointError) as error:
-        raise SystemExit(f"train.py: error: {error}") from error
+    except (ValueError, OSError, ImportError) as error:
+        raise SystemExit(f"train.py: error: {last_line(error)}") from error

@@ -54,7 +54,7 @@ def evaluate(
     it does what is left.
 
     Args:
-        checkpoint: a file of train.py or of `sec4sr_pl.checkpoint`, e.g. checkpoints/audionet_mini_advt.ckpt.
+        checkpoint: a file of train.py or of `sec4sr_pl.checkpoint`, e.g. checkpoints/audionet_mini_adversarial.ckpt.
         data: e.g. Spk251; the files are found at SEC4SR_DATA, else in data/, or at data.root.
         attacks: e.g. '[FGSM, PGD, {class_path: PGD, init_args: {steps: 100}}]'.
         output: folder of the records, the adversarial audio and the summary.
@@ -111,8 +111,7 @@ def evaluate(
     )
     campaign.open()
     fabric.launch()
-    if fabric.device.type == "cpu":
-        torch.set_num_threads(threads)
+    exact_arithmetic(fabric.device, threads)
     work(campaign, fabric)
     if not fabric.is_global_zero:
         return None
@@ -120,6 +119,16 @@ def evaluate(
     paths = [*write_summary(summary, campaign.output), plot(summary, campaign.output / "summary.png")]
     show(summary, paths, Console())
     return summary
+
+
+def exact_arithmetic(device: torch.device, threads: int) -> None:
+    """The same floating-point results at every call, as far as the device can."""
+    if device.type == "cpu":
+        torch.set_num_threads(threads)
+    else:
+        torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
+        torch.backends.cudnn.deterministic = True
+        torch.use_deterministic_algorithms(True, warn_only=True)
 
 
 def processes(accelerator: str, devices: int, num_nodes: int) -> Fabric:
@@ -174,5 +183,5 @@ def main(args: list[str] | None = None) -> Summary | None:
         values = parser.instantiate_classes(config).as_dict()
         values.pop("config", None)
         return evaluate(**values)
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, ImportError) as error:
         parser.exit(1, f"{parser.prog}: error: {' '.join(str(error).split())}\n")

@@ -173,14 +173,18 @@ def test_padding_stays_zero_for_a_score_that_looks_at_it(attack: Attack, queries
     assert result.achieved.tolist() == wanted(result.waveforms @ weight.T, torch.tensor([0, 1, 2]), Objective())
 
 
-def test_without_lengths_the_score_is_told_of_none(loud: Speech, recognizer: Recognizer) -> None:
-    told = []
+def test_without_lengths_a_module_is_told_of_none_and_a_function_of_all(loud: Speech, recognizer: Recognizer) -> None:
+    told: list[Tensor | None] = []
 
-    def score(waveforms: Tensor, lengths: Tensor | None) -> Tensor:
-        told.append(lengths)
-        return recognizer(waveforms, lengths)
+    class Spy(torch.nn.Module):
+        def forward(self, waveforms: Tensor, lengths: Tensor | None = None) -> Tensor:
+            told.append(lengths)
+            return recognizer(waveforms, lengths)
 
-    result = PGD(steps=2)(score, loud[0], torch.tensor([0, 1, 2]))
+    full = torch.full((3,), loud[0].shape[1])
+    by_function = PGD(steps=2)(lambda x, n: recognizer(x, n) if n is not None else x, loud[0], torch.tensor([0, 1, 2]))
+    result = PGD(steps=2)(Spy(), loud[0], torch.tensor([0, 1, 2]))
+    assert by_function.lengths.equal(full)
     assert told == [None] * 4
     assert result.lengths.tolist() == [loud[0].shape[1]] * 3
 
@@ -384,13 +388,21 @@ def test_random_starts_fill_the_ball_and_stay_in_range() -> None:
     assert float(delta.std()) == pytest.approx(0.1 / math.sqrt(3), rel=0.05)
 
 
-def test_with_a_generator_for_each_row_random_starts_do_not_depend_on_batch_mates() -> None:
+def test_with_a_generator_for_each_row_random_starts_do_not_depend_on_batch_mates_or_padding() -> None:
     waveforms, labels = torch.rand(6, 40, generator=seeded(5)) - 0.5, torch.arange(6) % 5
     attack = PGD(steps=2, restarts=3)
     together = attack(bumpy, waveforms, labels, generator=[seeded(row) for row in range(6)]).waveforms
     some = [4, 1]
     apart = attack(bumpy, waveforms[some], labels[some], generator=[seeded(row) for row in some]).waveforms
     torch.testing.assert_close(apart, together[some], rtol=0, atol=1e-7)
+    padded = attack(
+        lambda w, _: bumpy(w[:, :40], None),
+        functional.pad(waveforms, (0, 13)),
+        labels,
+        torch.full((6,), 40),
+        generator=[seeded(row) for row in range(6)],
+    ).waveforms
+    torch.testing.assert_close(padded[:, :40], together, rtol=0, atol=1e-7)
 
 
 class RandomLinear:
@@ -515,7 +527,7 @@ def test_bad_input_is_refused(changes: dict[str, Any], message: str, recognizer:
         {"epsilon": -0.1},
         {"epsilon": math.nan},
         {"epsilon": 3.0},
-        {"step_size": 0.0},
+        {"step_size": -0.0001},
         {"steps": 0},
         {"restarts": -1},
         {"draws": 0},

@@ -1,5 +1,6 @@
 """Campaigns: what stands in records, files and tables, and that neither kill, rank nor repetition changes a byte."""
 
+import copy
 import csv
 import io
 import json
@@ -25,7 +26,7 @@ from sec4sr_pl.features import LogMel
 from sec4sr_pl.recognizer import Recognizer
 from sec4sr_pl.robustness import Campaign, CampaignError, Summary, summarize
 from sec4sr_pl.robustness.campaign import BENIGN, distortion
-from sec4sr_pl.robustness.tables import Rate, write_summary
+from sec4sr_pl.robustness.tables import MEASURES, Rate, Row, notes, write_summary
 from sec4sr_pl.robustness.targets import choose_targets
 from sec4sr_pl.robustness.terminal import show
 from sec4sr_pl.scoring import ClosedSet
@@ -633,7 +634,9 @@ def test_an_output_that_cannot_be_written_is_refused(make: Make, tmp_path: Path)
 
 def test_attacks_need_names_of_their_own(make: Make) -> None:
     with pytest.raises(CampaignError, match="names of their own, got PGD-10, PGD-10"):
-        make(attacks=[PGD(), PGD(step_size=0.001)])
+        make(attacks=[PGD(), PGD(steps=10)])
+    names = [attack.name for attack in (PGD(), PGD(step_size=1e-8), PGD(loss="margin"), FGSM(0.004), PGD(draws=5))]
+    assert names == ["PGD-10", "PGD-10-step1e-08", "PGD-10-margin", "FGSM-eps0.004", "PGD-10-EOT5"]
 
 
 def test_a_campaign_needs_utterances_and_positive_sizes(make: Make, recognizer: Recognizer, tmp_path: Path) -> None:
@@ -718,7 +721,8 @@ def test_the_numbers_of_the_summary_are_those_worked_out_by_hand(known: Campaign
     assert fgsm.measures["snr"] == {"mean": 6.0, "undefined": 1}
     assert fgsm.measures["pesq"] == {"mean": 2.5, "undefined": 4}
     assert fgsm.measures["stoi"] == {"mean": None, "undefined": 12}
-    assert (summary.goal, summary.notes) == ("random", [])
+    assert summary.goal == "random"
+    assert [note[:16] for note in summary.notes] == ["Targeted attacks"]
 
 
 def test_a_target_that_is_the_speaker_does_not_count(known: Campaign) -> None:
@@ -870,3 +874,26 @@ def test_the_terminal_shows_rates_over_draws_and_the_notes(make: Make) -> None:
     assert f"{100 * summary.rows[1].accuracy_over_draws:.1f}" in pgd.split()
     assert any("Randomized recognizer" in line for line in lines) and not any("**" in line for line in lines)
     assert all(len(line) <= 80 for line in lines)
+
+
+def test_the_tables_warn_of_attacks_that_do_nothing_and_of_more_steps_that_help_the_defender(make: Make) -> None:
+    campaign = make(attacks=[PGD(steps=1), PGD(steps=2), PGD(step_size=0.0)])
+    still, weaker, stronger = Rate.of([True] * 12), Rate.of([True] * 11 + [False]), Rate.of([False] * 12)
+    measures = {name: {"mean": 1.0, "undefined": 0} for name in MEASURES}
+    rows = [Row("PGD-1", stronger, stronger, None, measures, 2.0), Row("PGD-2", weaker, still, None, measures, 3.0)]
+    rows.append(Row("PGD-10-step0", still, still, None, {**measures, "snr": {"mean": None, "undefined": 12}}, 11.0))
+    found = notes(campaign, rows)
+    assert [text.split("**")[1] for text in found if text.startswith("**")] == [
+        "PGD-2 is weaker than PGD-1",
+        "PGD-10-step0 left 12 utterances unchanged",
+    ]
+
+
+def test_a_resume_refuses_other_weights(make: Make, recognizer: Recognizer, data: Utterances) -> None:
+    campaign = make("same", [FGSM()])
+    campaign.open()
+    other = copy.deepcopy(recognizer)
+    with torch.no_grad():
+        next(other.parameters()).add_(1e-3)
+    with pytest.raises(CampaignError, match="differs in weights"):
+        Campaign(other, data, [FGSM()], campaign.output, batch_size=5, perceptual=False).open()

@@ -466,6 +466,15 @@ def test_a_checkpoint_of_training_loads_with_equal_scores(
     assert torch.equal(scores_of(loaded, *speech), scores_of(recognizer, *speech))
 
 
+def test_weights_beside_the_recognizer_are_left_out(
+    trained: tuple[Path, Recognizer], speech: tuple[Tensor, Tensor], tmp_path: Path
+) -> None:
+    content = content_of(trained[0])
+    content["state_dict"] |= {"objective.teacher.backbone.inputs": torch.ones(2), "average.total": torch.zeros(())}
+    torch.save(content, tmp_path / "a.ckpt")
+    assert torch.equal(scores_of(load_recognizer(tmp_path / "a.ckpt"), *speech), scores_of(trained[1], *speech))
+
+
 def test_an_export_has_equal_scores_and_a_checksum_that_verifies(
     trained: tuple[Path, Recognizer], speech: tuple[Tensor, Tensor], tmp_path: Path
 ) -> None:

@@ -1,5 +1,6 @@
 """The contract of an attack: a final call that validates, borrows the model, projects and re-measures."""
 
+import inspect
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -53,20 +54,24 @@ def borrowed(score: object) -> Iterator[None]:
 
 
 class CountedScore:
-    """A score function that counts the rows it is asked for.
+    """A score function that counts what it is asked: one row an utterance at each call.
 
-    `utterances` says which utterance each row of a call belongs to; by default a call has one row an utterance.
+    A module is told of no lengths where there is no padding: it then spends no time on masks.
     """
 
-    def __init__(self, score: Score, batch: Tensor) -> None:
+    def __init__(self, score: Score, batch: Tensor, masked: bool) -> None:
         self.score = score
-        self.utterances = torch.arange(len(batch), device=batch.device)
-        self.queries = torch.zeros_like(self.utterances)
+        self.tell = masked or not isinstance(score, nn.Module)
+        self.queries = torch.zeros(len(batch), dtype=torch.int64, device=batch.device)
+
+    def ask(self, waveforms: Tensor, lengths: Tensor) -> Tensor:
+        """Scores, not counted."""
+        return self.score(waveforms, lengths) if self.tell else self.score(waveforms)  # type: ignore[call-arg]
 
     def __call__(self, waveforms: Tensor, lengths: Tensor) -> Tensor:
-        """Scores of one row an utterance."""
-        self.queries[self.utterances] += 1
-        return self.score(waveforms, lengths)
+        """Scores."""
+        self.queries += 1
+        return self.ask(waveforms, lengths)
 
 
 class Attack(ABC):
@@ -114,12 +119,11 @@ class Attack(ABC):
             check(original, labels, lengths, values=measure)
             labels = labels.clone()
             valid = full_lengths(original) if lengths is None else lengths.clone()
-            # without lengths the model is told of none: it then spends no time on masks
-            counted = CountedScore(score if lengths is not None else lambda x, _: score(x, None), original)  # type: ignore[arg-type]
+            counted = CountedScore(score, original, masked=lengths is not None)
             if not len(original):
                 return AttackResult(original, valid, counted.queries.bool(), counted.queries)
             if measure:
-                objective.check(labels, counted.score(original[:1], valid[:1]).shape[1])
+                objective.check(labels, counted.ask(original[:1], valid[:1]).shape[1])
             adversarial = self.perturb(counted, original, labels, valid, objective, generator)
             low, high = (original - self.epsilon).clamp_min(-1.0), (original + self.epsilon).clamp_max(1.0)
             adversarial = mask_padding(adversarial.detach().clamp(low, high), valid)
@@ -146,8 +150,6 @@ class Attack(ABC):
 
     def settings(self) -> dict[str, Any]:
         """The constructor's parameters, which every attack keeps as attributes of the same name."""
-        import inspect
-
         return {key: getattr(self, key) for key in list(inspect.signature(type(self).__init__).parameters)[1:]}
 
 

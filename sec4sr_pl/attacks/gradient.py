@@ -67,8 +67,8 @@ class PGD(Attack):
         draws: int = 1,
         loss: Loss | None = None,
     ) -> None:
-        if not (0.0 <= epsilon <= 2.0 and step_size > 0.0):
-            raise ValueError(f"Expected 0 <= epsilon <= 2 and step_size > 0, got {epsilon} and {step_size}")
+        if not (0.0 <= epsilon <= 2.0 and step_size >= 0.0):
+            raise ValueError(f"Expected epsilon in [0, 2] and step_size >= 0, got {epsilon} and {step_size}")
         if steps < 1 or restarts < 0 or draws < 1:
             raise ValueError(f"Expected steps >= 1, restarts >= 0, draws >= 1, got {steps}, {restarts}, {draws}")
         if loss not in (None, "cross_entropy", "margin"):
@@ -80,7 +80,9 @@ class PGD(Attack):
     def name(self) -> str:
         """PGD-10, the way papers write it, and what differs from the paper's parameters."""
         marks = [f"x{self.restarts}"] * (self.restarts > 0) + [f"EOT{self.draws}"] * (self.draws > 1)
-        marks += [f"eps{self.epsilon:g}"] * (self.epsilon != 0.002) + [self.loss or ""] * (type(self) is PGD)
+        marks += [f"eps{self.epsilon:g}"] * (self.epsilon != 0.002)
+        marks += [f"step{self.step_size:g}"] * ("step_size" in self.settings() and self.step_size != 0.0004)
+        marks += [self.loss or ""] * ("loss" in self.settings())
         return "-".join([type(self).__name__, str(self.steps), *filter(None, marks)])
 
     def scaled(self, strength: float) -> "PGD":
@@ -177,7 +179,9 @@ class CWinf(PGD):
 
 def uniform(like: Tensor, generator: Generators) -> Tensor:
     """Uniform draws in [0, 1) of the shape and device of `like`; the same on every device for a CPU generator."""
-    if isinstance(generator, Sequence):
-        return torch.stack([uniform(row, own) for row, own in zip(like, generator, strict=True)])
+    if isinstance(generator, Sequence):  # one number a row seeds its draws: how many follow depends on the padding
+        seeds = [int(torch.randint(2**63 - 1, (), generator=own)) for own in generator]
+        rows = zip(like, seeds, strict=True)
+        return torch.stack([uniform(row, torch.Generator().manual_seed(seed)) for row, seed in rows])
     device = like.device if generator is None else generator.device
     return torch.rand(like.shape, generator=generator, device=device, dtype=like.dtype).to(like.device)

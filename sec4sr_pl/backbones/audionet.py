@@ -62,7 +62,7 @@ class Prefilter(nn.Conv2d):
     """A convolution over 5 bands x 5 frames with one channel, computed as one over 5 frames between bands.
 
     The same sums: the weight between two bands is the kernel's at their distance. Convolutions of a single channel are
-    what libraries do slowest; on a CPU this is some 50 times faster.
+    what libraries do slowest; see benchmarks/prefilter.py.
     """
 
     def __init__(self, bands: int) -> None:

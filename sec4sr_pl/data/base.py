@@ -67,7 +67,13 @@ class Crops(Dataset[Item]):
             with torch.no_grad(), torch.random.fork_rng(devices=[]):  # libraries draw from the global generator
                 torch.default_generator.manual_seed(key(self.seed, epoch, name, "augmentations"))  # not a GPU's
                 for augmentation in self.augmentations:
-                    waveform = augmentation(waveform.unsqueeze(0)).squeeze(0)
+                    changed = augmentation(waveform.unsqueeze(0))
+                    if changed.shape != (1, self.samples):
+                        raise DataError(
+                            f"{type(augmentation).__name__} made {tuple(changed.shape)} of a crop of {self.samples} "
+                            "samples: an augmentation must keep the length"
+                        )
+                    waveform = changed.squeeze(0)
         return waveform, self.source.labels[index // self.repeats], name
 
 
@@ -102,7 +108,7 @@ class SpeakerData(LightningDataModule):
         development_fraction: of each speaker's training material, held out for validation.
         development_seconds: the least of it, where an utterance has twice as much.
         augmentations: modules (1, time) -> (1, time) that change training crops, in order: ours, or a library's such
-            as those of speechbrain.augment.time_domain.
+            as speechbrain.augment.time_domain.DropFreq.
         num_workers: processes that read ahead.
         resample: convert files of other sample rates instead of refusing them.
         seed: of crops and order.

@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 from sec4sr_pl import audio
 from sec4sr_pl.draws import key
-from sec4sr_pl.types import SAMPLE_RATE
+from sec4sr_pl.types import REJECT, SAMPLE_RATE
 
 
 class DataError(ValueError):
@@ -168,4 +168,4 @@ def label(utterances: Sequence[Utterance], speakers: Sequence[str], closed: bool
             f"{len(unknown)} speakers of the data are unknown to the recognizer ({shown}); it knows {len(index)}: "
             f"{', '.join(list(index)[:5])}{', ...' if len(index) > 5 else ''}. A closed set must know all"
         )
-    return [index.get(utterance.speaker, -1) for utterance in utterances]
+    return [index.get(utterance.speaker, REJECT) for utterance in utterances]

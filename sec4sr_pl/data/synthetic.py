@@ -4,7 +4,6 @@ from pathlib import Path
 from typing import Any
 
 from sec4sr_pl.data.base import SpeakerData
-from sec4sr_pl.data.manifest import find_root
 from sec4sr_pl.data.speech_synthesis import synthesize
 
 
@@ -12,7 +11,7 @@ class SyntheticVoices(SpeakerData):
     """Synthetic speakers for demos and tests: no download. Figures on it say nothing about people.
 
     Args:
-        root: where the voices are kept; default: `synthetic-voices` in the data folder.
+        root: where the voices are kept; default: `data/synthetic-voices`, wherever other data lies.
         voices: number of speakers.
         train_utterances: of each speaker, 2 to 4 seconds each.
         test_utterances: of each speaker.
@@ -27,7 +26,7 @@ class SyntheticVoices(SpeakerData):
         test_utterances: int = 4,
         **kwargs: Any,
     ) -> None:
-        super().__init__(root=root or find_root(None) / "synthetic-voices", **kwargs)
+        super().__init__(root=Path("data/synthetic-voices") if root is None else root, **kwargs)
         self.voices, self.train_utterances, self.test_utterances = voices, train_utterances, test_utterances
 
     def prepare_data(self) -> None:

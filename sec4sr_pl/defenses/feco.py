@@ -61,7 +61,7 @@ class FeCo(Defense):
         tolerance: an utterance stops when the squared sum of its centers' movements is below it.
 
     Raises:
-        ValueError: a ratio outside (0, 1].
+        ValueError: a ratio outside (0, 1], or samples instead of frames.
 
     Source: Chen et al., "Towards understanding and mitigating audio adversarial examples for speaker recognition",
     2022.
@@ -71,6 +71,8 @@ class FeCo(Defense):
 
     def __init__(self, ratio: float = 0.2, after: str = "raw", iterations: int = 50, tolerance: float = 1e-4) -> None:
         super().__init__(after)
+        if after == "waveform":
+            raise ValueError("FeCo compresses frames: expected a stage of the front end such as 'raw', got 'waveform'")
         if not 0.0 < ratio <= 1.0:
             raise ValueError(f"Expected a ratio in (0, 1], got {ratio}")
         self.ratio, self.iterations, self.tolerance = ratio, iterations, tolerance

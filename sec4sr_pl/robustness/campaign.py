@@ -8,6 +8,7 @@ import json
 import math
 import os
 from collections.abc import Callable, Iterator, Sequence
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from torch import Tensor
 
 from sec4sr_pl import audio, metrics
 from sec4sr_pl.attacks import Attack, Objective
-from sec4sr_pl.checkpoint import describe
+from sec4sr_pl.checkpoint import checksum, describe
 from sec4sr_pl.data.base import Utterances, collate
 from sec4sr_pl.draws import key
 from sec4sr_pl.recognizer import Recognizer
@@ -106,9 +107,12 @@ class Campaign:
 
     def _identity(self, extra: dict[str, Any]) -> dict[str, Any]:
         """What makes this campaign; written down, and compared by a resume."""
-        utterances = [(u.name, u.speaker, u.start, u.frames, u.path.stat().st_size) for u in self.data.utterances]
+        utterances = [(u.name, u.speaker, u.start, u.frames, checksum(u.path)) for u in self.data.utterances]
+        weights = [(name, tensor.cpu().numpy().tobytes()) for name, tensor in self.recognizer.state_dict().items()]
         return {
             **extra,
+            "weights": f"{key(*((name, sha256(content).hexdigest()) for name, content in weights)):016x}",
+            "torch": torch.__version__,
             "recognizer": describe(self.recognizer),
             "attacks": {attack.name: repr(attack) for attack in self.attacks},
             "goal": self.goal,
@@ -272,7 +276,10 @@ class Campaign:
     ) -> tuple[Tensor, dict[str, list[float | None]]]:
         """Decisions of one fresh draw, (batch,), and rates over further draws (None for a deterministic recognizer)."""
         self.recognizer.seed(self.seeds(name, batch.names, "measure"))
-        decisions = self.recognizer.decide(self.recognizer(waveforms, batch.lengths))
+        scores = self.recognizer(waveforms, batch.lengths)
+        if not bool(scores.isfinite().all()):
+            raise CampaignError(f"The recognizer gave scores that are not finite for {', '.join(batch.names)}")
+        decisions = self.recognizer.decide(scores)
         nothing: list[float | None] = [None] * len(batch.names)
         if not self.recognizer.randomized:
             return decisions, {"correct": nothing, "achieved": nothing}

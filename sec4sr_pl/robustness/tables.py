@@ -184,7 +184,7 @@ def summarize(campaign: Campaign) -> Summary:
         Rate.of(still_correct.values()),
         r1,
         campaign.goal,
-        notes(campaign),
+        notes(campaign, rows),
     )
 
 
@@ -208,9 +208,20 @@ def _row(name: str, records: Sequence[Record], was_correct: dict[str, bool], per
     )
 
 
-def notes(campaign: Campaign) -> list[str]:
+def notes(campaign: Campaign, rows: Sequence[Row]) -> list[str]:
     """What a reader must know before believing the table."""
     found = []
+    if campaign.goal != "untargeted":
+        found.append("Targeted attacks do not aim at wrong decisions: read their success; accuracy and R1 flatter.")
+    for attack, row in zip(campaign.attacks, rows, strict=True):
+        unchanged = row.measures["snr"]["undefined"] or 0
+        if unchanged > row.accuracy.trials // 10:
+            found.append(f"**{attack.name} left {unchanged} utterances unchanged**: zero gradients, or no budget.")
+        for other, stronger in zip(campaign.attacks, rows, strict=True):
+            same = attack.settings() | {"steps": 0} == other.settings() | {"steps": 0} and type(attack) is type(other)
+            more = getattr(other, "steps", 0) > getattr(attack, "steps", 0)
+            if same and more and (stronger.accuracy.low or 0.0) > (row.accuracy.value or 0.0):
+                found.append(f"**{other.name} is weaker than {attack.name}**: more steps must not help the defender.")
     if campaign.recognizer.defenses and not campaign.adaptive:
         found.append("**Oblivious**: crafted without the defenses. This is no measure of robustness.")
     if campaign.recognizer.randomized and campaign.adaptive:

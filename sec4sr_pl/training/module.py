@@ -70,7 +70,7 @@ class SpeakerModule(LightningModule):
         """Connect the data's labels to the recognizer's speakers; fetch initial weights.
 
         Raises:
-            ValueError: a precision that rounds the waveform itself.
+            ValueError: a precision that rounds the waveform itself, or crops too short for the recognizer.
             CheckpointError: weights for other speakers.
         """
         if self.trainer.precision in ("16-true", "bf16-true", "transformer-engine", "transformer-engine-float16"):
@@ -81,7 +81,10 @@ class SpeakerModule(LightningModule):
         connect = getattr(self.trainer.datamodule, "connect", None)  # type: ignore[attr-defined]
         if connect is not None:
             connect(self.recognizer.scorer.speakers)
-        if stage == "fit" and self.weights is not None:
+        crop = getattr(self.trainer.datamodule, "crop_samples", None)  # type: ignore[attr-defined]
+        if crop is not None and crop < self.recognizer.minimum_samples:
+            raise ValueError(f"Expected crops of at least {self.recognizer.minimum_samples} samples, got {crop}")
+        if stage == "fit" and self.weights is not None and self.trainer.ckpt_path is None:  # a resume has weights
             trained = load_recognizer(self.weights)
             if trained.scorer.speakers != self.recognizer.scorer.speakers:
                 raise CheckpointError(f"{self.weights} knows other speakers than the data, or in another order")
@@ -92,7 +95,7 @@ class SpeakerModule(LightningModule):
         keys = [key(self.seed, self.current_epoch, name) for name in batch.names]
         self.recognizer.seed(key(*keys, "defenses"))
         step = self.objective(self.recognizer, batch, keys)
-        correct = step.scores.argmax(1) == step.speakers
+        correct = self.recognizer.decide(step.scores) == step.speakers
         self.log("train/loss", step.loss, prog_bar=True, batch_size=len(keys))
         for name, metric, rows in (
             ("benign", self.benign_accuracy, ~step.adversarial),
@@ -107,7 +110,7 @@ class SpeakerModule(LightningModule):
         self.recognizer.check(batch.waveforms, batch.lengths, batch.names)
         self.recognizer.seed(key(self.seed, *batch.names))
         scores = self.recognizer(batch.waveforms, batch.lengths)
-        correct = scores.argmax(1) == batch.speakers
+        correct = self.recognizer.decide(scores) == batch.speakers
         self.development_accuracy.update(torch.ones_like(correct), correct)
         self.log("development/accuracy", self.development_accuracy, prog_bar=True, batch_size=len(batch.names))
 
@@ -116,7 +119,10 @@ class SpeakerModule(LightningModule):
         optimizer = self.optimizer(self.parameters())
         if self.scheduler is None:
             return optimizer
-        scheduler = self.scheduler(optimizer, int(self.trainer.estimated_stepping_batches))
+        steps = self.trainer.estimated_stepping_batches
+        if steps == float("inf"):
+            raise ValueError("A schedule over the whole training needs its length: set max_epochs or max_steps")
+        scheduler = self.scheduler(optimizer, int(steps))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:

@@ -1,5 +1,0 @@
-"""Everything is in setup.cfg."""
-
-from setuptools import setup
-
-setup()
