@@ -123,7 +123,7 @@ def test_two_processes_leave_the_bytes_of_one_and_flags_say_what_yaml_says(
     status, stdout, stderr = run(flags(settings), place)
     assert status == 0, stderr
     assert whole_files(place / "two") == whole_files(alone[0])
-    assert stdout.count("R1") == 1  # one of them speaks
+    assert stdout.count("Full tables: ") == 1  # one of them speaks
     assert " 18/18 " in stderr  # of 36, twelve utterances in three units: each did its half
 
 
@@ -291,7 +291,7 @@ def test_a_typo_in_a_config_is_status_2_and_an_error_that_names_it(call: Callabl
         ({"data": "{place}/truncated", "limit": None}, "anna-0.wav is truncated"),
         ({"output": "{place}/feco.ckpt/under"}, "can't be written"),
         ({"attacks": ["FGSM", "FGSM"]}, "names of their own, got FGSM, FGSM"),
-        ({"attacks": [{"class_path": "FGSM", "init_args": {"epsilon": 3.0}}]}, "0 <= epsilon <= 2"),
+        ({"attacks": [{"class_path": "FGSM", "init_args": {"epsilon": 3.0}}]}, "got 3.0"),
         ({"defenses": [{"class_path": "FeCo", "init_args": {"after": "cmvn"}}]}, "LogMel has waveform, raw"),
         ({"limit": 0}, "at least one utterance"),
         ({"batch_size": 0}, "batch_size and draws >= 1"),
@@ -347,5 +347,5 @@ def test_help_explains_every_option(capsys: pytest.CaptureFixture[str], monkeypa
     text = " ".join(capsys.readouterr().out.partition("options:")[2].split())
     for name in ("config", *inspect.signature(evaluate).parameters):
         metavar = r"(?: (?:\[ITEM,\.\.\.\]|\{[\w,]+\}|[A-Z_]+))"
-        found = re.search(rf" --{name}{metavar}(?:, --{name}\+{metavar})? ([^-][^()]*)", text)
+        found = re.search(rf" --{name}{metavar}(?:, --{name}\+{metavar})? ([^-(][^()]*)", text)
         assert found and len(found[1]) > 5, f"--{name} has no explanation"
