@@ -86,7 +86,7 @@ class RobustValidation(Callback):
         values["r1"] = r1_score(values["benign_accuracy"], values["adversarial_accuracy"])
         for name, value in values.items():
             shown = name in ("adversarial_accuracy",)
-            pl_module.log(f"robust/{name}", value, prog_bar=shown, sync_dist=False)
+            pl_module.log(f"robust/{name}", value, prog_bar=shown, sync_dist=True)  # already equal on all ranks
 
 
 class EpsilonSchedule(Callback):

@@ -6,6 +6,7 @@ import math
 import re
 import shutil
 import subprocess
+import threading
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -25,13 +26,16 @@ from torch.utils.data import DataLoader
 
 from sec4sr_pl import evaluation, metrics
 from sec4sr_pl.attacks import PGD, Objective
+from sec4sr_pl.backbones import AudioNet
 from sec4sr_pl.callbacks import EpsilonSchedule, RobustValidation
 from sec4sr_pl.checkpoint import CheckpointError, load_recognizer, save_recognizer
 from sec4sr_pl.cli import SpeakerCLI, train
 from sec4sr_pl.data import SpeakerData
 from sec4sr_pl.defenses import FeCo
 from sec4sr_pl.draws import key
+from sec4sr_pl.features import LogMel
 from sec4sr_pl.recognizer import Recognizer
+from sec4sr_pl.scoring import ClosedSet
 from sec4sr_pl.training import AdversarialTraining, OneCycle, SpeakerModule, Standard, Step, TrainingObjective
 from sec4sr_pl.types import SAMPLE_RATE, Batch
 
@@ -792,3 +796,21 @@ def test_a_typo_in_an_evaluation_config_is_one_error_that_names_it(
     shown = capsys.readouterr().err
     assert stop.value.code != 0
     assert shown.count("error:") == 1 and "batch_sice" in shown
+
+
+def test_a_module_is_copied_for_weight_averaging_without_what_its_factories_reach() -> None:
+    """On several processes the command line's factories reach launched processes, which can't be copied."""
+
+    class Factory:
+        def __init__(self) -> None:
+            self.launched = threading.Lock()
+
+        def __call__(self, parameters: Any) -> torch.optim.Optimizer:
+            return torch.optim.SGD(parameters, 0.1)
+
+    recognizer = Recognizer(LogMel(), AudioNet(), ClosedSet(32, 2))
+    module = SpeakerModule(recognizer, optimizer=Factory())
+    averaged = copy.deepcopy(module)
+    assert averaged.optimizer is module.optimizer
+    weights = zip(module.parameters(), averaged.parameters(), strict=True)
+    assert all(a is not b and a.equal(b) for a, b in weights)

@@ -1,5 +1,6 @@
 """The LightningModule: the objective of a recognizer and a batch, logged."""
 
+import copy
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -89,6 +90,13 @@ class SpeakerModule(LightningModule):
             if trained.scorer.speakers != self.recognizer.scorer.speakers:
                 raise CheckpointError(f"{self.weights} knows other speakers than the data, or in another order")
             self.recognizer.load_state_dict(trained.state_dict())
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> "SpeakerModule":
+        """A copy for weight averaging; the factories are shared, for the command line's reach the whole trainer."""
+        memo |= {id(factory): factory for factory in (self.optimizer, self.scheduler)}
+        duplicate = memo[id(self)] = type(self).__new__(type(self))
+        duplicate.__dict__.update(copy.deepcopy(self.__getstate__(), memo))
+        return duplicate
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """The objective's loss; draws come from (seed, epoch, utterance)."""
