@@ -324,3 +324,21 @@ def test_modules_are_torch_modules_all_the_way(recognizer: Recognizer) -> None:
     assert all(isinstance(module, nn.Module) for module in defended.chain())
     moved = defended.to(torch.float64)
     assert {tensor.dtype for tensor in moved.state_dict().values() if tensor.is_floating_point()} == {torch.float64}
+
+
+def test_a_backbone_that_can_not_be_masked_is_run_once_for_each_length() -> None:
+    class Mean(torch.nn.Module):
+        masked, minimum_frames = False, 1
+
+        def forward(self, frames: Tensor, lengths: Tensor | None = None) -> Tensor:
+            assert lengths is None
+            return frames.mean(1)
+
+    recognizer = Recognizer(LogMel(), Mean(), ClosedSet(32, 3)).eval()
+    waveforms, lengths = (
+        0.1 * torch.randn(4, 8000, generator=torch.Generator().manual_seed(0)),
+        [8000, 5000, 8000, 3000],
+    )
+    together = recognizer(waveforms, torch.tensor(lengths))
+    alone = torch.cat([recognizer(row[None, :n]) for row, n in zip(waveforms, lengths, strict=True)])
+    assert torch.allclose(together, alone, atol=1e-4)
