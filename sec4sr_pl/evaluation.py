@@ -1,5 +1,6 @@
 """The command line of evaluation: attack a checkpoint's recognizer, and print the table and where it lies."""
 
+import os
 from collections.abc import Sequence
 from datetime import timedelta
 from pathlib import Path
@@ -126,6 +127,7 @@ def exact_arithmetic(device: torch.device, threads: int) -> None:
     if device.type == "cpu":
         torch.set_num_threads(threads)
     else:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read when the first matrix is multiplied
         torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
         torch.backends.cudnn.deterministic = True
         torch.use_deterministic_algorithms(True, warn_only=True)

@@ -85,14 +85,11 @@ class Recognizer(nn.Module):
             raise ValueError(
                 f"Expected a length for each of {len(waveforms)} waveforms, got lengths of shape {tuple(lengths.shape)}"
             )
-        if waveforms.shape[1] < self.minimum_samples:
-            shortest, index = waveforms.shape[1], 0
-        elif lengths is not None and (names is not None or lengths.device.type == "cpu"):
+        shortest, index = waveforms.shape[1], 0
+        if lengths is not None and len(lengths) and (names is not None or lengths.device.type == "cpu"):
             shortest, index = int(lengths.min()), int(lengths.argmin())
             if lengths.max() > waveforms.shape[1]:
                 raise ValueError(f"Expected lengths of at most {waveforms.shape[1]}, got {int(lengths.max())}")
-        else:
-            return
         if shortest < self.minimum_samples:
             name = f"row {index}" if names is None else f"'{names[index]}'"
             raise ValueError(

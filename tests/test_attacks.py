@@ -546,6 +546,19 @@ def test_an_attack_prints_as_the_call_that_makes_it() -> None:
     for attack, _ in ATTACKS.values():
         again = eval(repr(attack), {"FGSM": FGSM, "PGD": PGD, "CWinf": CWinf})
         assert vars(again) == vars(attack)
+
+
+def test_an_attack_without_parameters_prints_too() -> None:
+    class Nothing(Attack):
+        epsilon = 0.0
+
+        def perturb(self, score: Any, waveforms: Tensor, *_: Any) -> Tensor:
+            return waveforms
+
+    assert repr(Nothing()) == "Nothing()"
+
+
+def test_an_attack_is_named_as_papers_name_it() -> None:
     assert [PGD().name, PGD(steps=100).name, CWinf().name, FGSM().name] == ["PGD-10", "PGD-100", "CWinf-10", "FGSM"]
 
 

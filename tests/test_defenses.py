@@ -210,6 +210,17 @@ def test_a_recognizer_behind_it_scores_the_shortest_utterance_and_refuses_a_shor
         recognizer.check(utterance[:, 1:], names=["short"])
 
 
+def test_a_size_that_no_gradient_fits_is_refused() -> None:
+    class Half(Defense):
+        differentiable = False
+
+        def transform(self, signal: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
+            return signal[:, ::2], (lengths + 1) // 2
+
+    with pytest.raises(ValueError, match=r"Half made \(1, 4\) of \(1, 8\): .* must keep the size"):
+        Half("waveform")(torch.ones(1, 8))
+
+
 def test_a_stage_that_the_front_end_lacks_is_refused_and_its_stages_are_listed(
     row: Row, make_recognizer: MakeRecognizer
 ) -> None:

@@ -236,6 +236,8 @@ def test_an_utterance_too_short_is_named(recognizer: Recognizer) -> None:
         recognizer(waveforms, lengths)
     with pytest.raises(ValueError, match=r"Utterance row 0 has 100 samples"):
         recognizer(waveforms[:, :100])
+    with pytest.raises(ValueError, match=r"Utterance 'b' has 90 samples"):  # the shortest, where all are too short
+        recognizer.check(waveforms[:, :100], torch.tensor([100, 90, 95]), ["a", "b", "c"])
     recognizer.check(waveforms[:2], lengths[:2], ["a", "b"])
 
 

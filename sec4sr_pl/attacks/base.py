@@ -150,7 +150,7 @@ class Attack(ABC):
 
     def settings(self) -> dict[str, Any]:
         """The constructor's parameters, which every attack keeps as attributes of the same name."""
-        return {key: getattr(self, key) for key in list(inspect.signature(type(self).__init__).parameters)[1:]}
+        return {key: getattr(self, key) for key in inspect.signature(type(self)).parameters}
 
 
 def check(waveforms: Tensor, labels: Tensor, lengths: Tensor | None, values: bool) -> None:

@@ -61,6 +61,11 @@ class Defense(nn.Module, ABC):
         else:
             with torch.no_grad():
                 output, lengths = self.transform(signal, lengths)
+            if output.shape != signal.shape:
+                raise ValueError(
+                    f"{type(self).__name__} made {tuple(output.shape)} of {tuple(signal.shape)}: the gradient of a "
+                    "defense that is not differentiable passes unchanged, so it must keep the size"
+                )
             output = StraightThrough.apply(signal, output)
         return mask_padding(output, lengths), lengths
 
