@@ -51,7 +51,7 @@ def make(data: SpeakerData) -> SpeakerModule:
         recognizer.train()(waveforms)
     for norm in norms(recognizer):
         norm.momentum = 0.1  # type: ignore[assignment]
-    objective = AdversarialTraining(PGD(step_size=0.0008, steps=2, restarts=1), fraction=0.5, micro_batch=2)
+    objective = AdversarialTraining(PGD(step_size=0.0008, steps=2, restarts=1), fraction=0.5)
     return SpeakerModule(
         recognizer,
         objective,

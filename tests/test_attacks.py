@@ -349,6 +349,65 @@ def test_the_model_comes_back_as_it_was_when_the_attack_raises(call: int, loud: 
     assert state(recognizer) == before
 
 
+# The fast path
+
+
+@EVERY_ATTACK
+def test_a_recognizers_fused_form_is_attacked_like_itself(
+    attack: Attack, queries: int, speech: Speech, recognizer: Recognizer
+) -> None:
+    labels = torch.arange(len(speech[0])) % 10
+    objective = Objective()
+
+    def plain(waveforms: Tensor, lengths: Tensor) -> Tensor:
+        return recognizer.eval()(waveforms, lengths)  # type: ignore[no-any-return]
+
+    results = [attack(score, speech[0], labels, speech[1], generator=seeded(4)) for score in (recognizer, plain)]
+    fast, slow = (objective.loss(recognizer(result.waveforms, speech[1]), labels) for result in results)
+    torch.testing.assert_close(fast, slow, rtol=1e-4, atol=1e-4)
+    assert torch.equal(results[0].queries, results[1].queries)
+
+
+def test_the_gradient_through_the_fused_form_is_that_of_the_recognizer(speech: Speech, recognizer: Recognizer) -> None:
+    recognizer.eval().requires_grad_(False)
+    fast = recognizer.fused()
+    assert not any(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in fast.modules())
+    gradients = []
+    for score in (recognizer, fast):
+        x = speech[0].clone().requires_grad_(True)
+        gradients.append(torch.autograd.grad(functional.cross_entropy(score(x, speech[1]), torch.arange(8)), x)[0])
+    cosine = functional.cosine_similarity(*gradients, dim=1)
+    assert float(cosine.min()) > 0.99999
+
+
+def test_a_large_batch_is_attacked_in_parts_as_if_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    waveforms, labels = torch.rand(7, 40, generator=seeded(5)) - 0.5, torch.arange(7) % 5
+    generators = [[seeded(row) for row in range(7)] for _ in range(2)]
+    whole = PGD(steps=2, restarts=2)(bumpy, waveforms, labels, generator=generators[0])
+    rows = []
+
+    def watched(w: Tensor, _: Tensor | None) -> Tensor:
+        rows.append(len(w))
+        return bumpy(w, None)
+
+    monkeypatch.setattr("sec4sr_pl.attacks.base.CACHED_SAMPLES", 3 * 40 + 39)
+    parts = PGD(steps=2, restarts=2)(watched, waveforms, labels, generator=generators[1])
+    assert rows == [1, *[3] * 7, *[3] * 7, *[1] * 7]  # one row to look at the labels
+    torch.testing.assert_close(parts.waveforms, whole.waveforms, rtol=0, atol=1e-7)
+    assert torch.equal(parts.achieved, whole.achieved)
+    assert torch.equal(parts.queries, whole.queries)
+
+
+def test_an_attack_of_the_whole_batch_is_never_cut(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Together(PGD):
+        separable = False
+
+    monkeypatch.setattr("sec4sr_pl.attacks.base.CACHED_SAMPLES", 40)
+    assert Together().parts(torch.zeros(5, 40)) == [slice(0, 5)]
+    assert PGD().parts(torch.zeros(5, 40, device="meta")) == [slice(0, 5)]  # a CPU's cache is no measure elsewhere
+    assert PGD().parts(torch.zeros(2, 90)) == [slice(0, 1), slice(1, 2)]  # longer than the cache: one by one
+
+
 # Random starts and draws
 
 

@@ -93,12 +93,11 @@ def run(objective: TrainingObjective, batch: Batch, names: Sequence[str] | None 
 # Objectives
 
 
-@pytest.mark.parametrize("micro_batch", [None, 3])
 def test_the_adversary_leaves_the_recognizer_alone_and_the_loss_makes_one_training_pass(
-    micro_batch: int | None, recognizer: Recognizer, crops: Batch
+    recognizer: Recognizer, crops: Batch
 ) -> None:
     attack = PGD(steps=2)
-    objective = AdversarialTraining(attack, fraction=1.0, micro_batch=micro_batch)
+    objective = AdversarialTraining(attack, fraction=1.0)
     recognizer.train()
     recognizer.backbone.blocks[1].norm.eval()  # type: ignore[union-attr, index]
     recognizer.scorer.head.bias.requires_grad_(False)
@@ -112,14 +111,7 @@ def test_the_adversary_leaves_the_recognizer_alone_and_the_loss_makes_one_traini
     assert all(bool((parameter.grad == 0.5).all()) for parameter in recognizer.parameters())
     assert [module.training for module in recognizer.modules()] == flags
     assert [parameter.requires_grad for parameter in recognizer.parameters()].count(False) == 1
-    crafted = torch.cat(
-        [
-            attack(deployed, waveforms, speakers, measure=False).waveforms
-            for waveforms, speakers in zip(
-                crops.waveforms.split(micro_batch or 8), crops.speakers.split(micro_batch or 8), strict=True
-            )
-        ]
-    )
+    crafted = attack(deployed, crops.waveforms, crops.speakers, measure=False).waveforms
     scores = reference(crafted)  # the one pass in train mode
     loss = functional.cross_entropy(scores, crops.speakers)
     assert torch.equal(step.loss, loss)
@@ -158,6 +150,50 @@ def test_the_loss_counts_every_row_and_smooths_its_labels(recognizer: Recognizer
             assert float(step.loss) == pytest.approx(float(-(target * log_probabilities).sum(1).mean()), rel=1e-5)
 
 
+def test_the_worst_weights_are_up_the_loss_at_their_distance_and_change_nothing(
+    recognizer: Recognizer, crops: Batch
+) -> None:
+    recognizer.train().scorer.head.bias.requires_grad_(False)
+    before = copy.deepcopy(recognizer.state_dict())
+    objective = AdversarialTraining(PGD(), 1.0, weight_radius=0.01)
+    worst = objective.worst_weights(recognizer, crops.waveforms, crops.speakers)
+    assert "scorer.head.bias" not in worst
+    for name, weight in recognizer.named_parameters():
+        assert weight.grad is None
+        if name in worst:
+            moved = (worst[name] - weight).detach().norm()
+            assert float(moved) == pytest.approx(0.01 * float(weight.detach().norm()), rel=1e-3, abs=1e-9), name
+    state = recognizer.state_dict()
+    assert all(torch.equal(state[name], tensor) for name, tensor in before.items())  # batch-norm statistics, too
+
+    def loss(weights: dict[str, Tensor]) -> float:
+        scores = torch.func.functional_call(copy.deepcopy(recognizer), weights, crops.waveforms)
+        return functional.cross_entropy(scores, crops.speakers).item()
+
+    there, here = {name: weight.detach() for name, weight in worst.items()}, dict(recognizer.named_parameters())
+    assert loss(there) > loss({}) > loss({name: 2 * here[name].detach() - weight for name, weight in there.items()})
+
+
+def test_the_step_at_the_worst_weights_is_taken_from_the_weights_themselves(
+    recognizer: Recognizer, crops: Batch
+) -> None:
+    objective = AdversarialTraining(PGD(steps=1), 1.0, weight_radius=0.05)
+    moved = copy.deepcopy(recognizer.train())
+    step = objective(recognizer, crops, keys_of(crops.names))
+    step.loss.backward()
+    attacked = PGD(steps=1)(moved, crops.waveforms, crops.speakers, measure=False).waveforms
+    worst = objective.worst_weights(moved, attacked, crops.speakers)
+    with torch.no_grad():
+        for name, weight in moved.named_parameters():
+            weight.copy_(worst[name])
+    loss = functional.cross_entropy(moved(attacked), crops.speakers)
+    loss.backward()
+    assert float(step.loss) == pytest.approx(float(loss), rel=1e-5)
+    for (name, weight), other in zip(recognizer.named_parameters(), moved.parameters(), strict=True):
+        assert weight.grad is not None and other.grad is not None
+        torch.testing.assert_close(weight.grad, other.grad, rtol=1e-3, atol=1e-5, msg=name)
+
+
 def test_rows_are_attacked_by_their_keys_alone(crops: Batch) -> None:
     objective = AdversarialTraining(PGD(steps=1), fraction=0.5)
     waveforms, step = run(objective, crops)
@@ -190,7 +226,7 @@ def test_the_attacked_fraction_is_the_one_asked_for(fraction: float) -> None:
 
 
 def test_a_batch_without_a_chosen_row_is_trained_on_as_it_is(recognizer: Recognizer, crops: Batch) -> None:
-    objective = AdversarialTraining(PGD(steps=1), fraction=1e-9, micro_batch=2)
+    objective = AdversarialTraining(PGD(steps=1), fraction=1e-9)
     step = objective(recognizer.train(), crops, keys_of(crops.names))
     assert not step.adversarial.any()
     step.loss.backward()
@@ -198,7 +234,7 @@ def test_a_batch_without_a_chosen_row_is_trained_on_as_it_is(recognizer: Recogni
 
 
 def test_random_starts_are_drawn_from_each_row_key(crops: Batch) -> None:
-    objective = AdversarialTraining(PGD(step_size=1e-5, steps=1, restarts=1), fraction=1.0, micro_batch=3)
+    objective = AdversarialTraining(PGD(step_size=1e-5, steps=1, restarts=1), fraction=1.0)
     waveforms, _ = run(objective, crops)
     deltas = waveforms - crops.waveforms
     assert deltas.abs().max() > 0.0015  # the start is seen in the result
@@ -246,7 +282,8 @@ def test_standard_training_adds_a_copy_with_noise_drawn_from_each_row_key(crops:
         lambda: Standard(label_smoothing=1.0),
         lambda: AdversarialTraining(PGD(), fraction=0.0),
         lambda: AdversarialTraining(PGD(), fraction=1.5),
-        lambda: AdversarialTraining(PGD(), micro_batch=0),
+        lambda: AdversarialTraining(PGD(), label_smoothing=1.0),
+        lambda: AdversarialTraining(PGD(), weight_radius=-0.1),
         lambda: EpsilonSchedule(warmup=1.5),
         lambda: RobustValidation(fraction=0.0),
         lambda: RobustValidation(pesq=-0.1),
@@ -305,7 +342,7 @@ def test_accumulated_micro_batches_train_like_the_batch_they_make_up(recognizer:
     """In double precision, in which rounding flips no sign of an adversary's gradient."""
     start = copy.deepcopy(recognizer)
     whole, accumulated = frozen_norms(copy.deepcopy(recognizer)), frozen_norms(recognizer)
-    objective = AdversarialTraining(PGD(steps=2), fraction=0.9, micro_batch=3)
+    objective = AdversarialTraining(PGD(steps=2), fraction=0.9)
     for model, size, every in ((whole, 8, 1), (accumulated, 4, 2)):
         trainer(max_epochs=3, accumulate_grad_batches=every, precision="64-true").fit(
             SpeakerModule(model, objective, optimizer=sgd), loader(batches_of(crops, size))
@@ -769,7 +806,7 @@ TYPOS = {
     "of the data": ("{batch_size:", "{batch_sice:", "batch_sice"),
     "of a section": ("  objective:", "  objectiv:", "model.objectiv"),
     "of a class": ("class_path: RobustValidation", "class_path: RobustValidaton", "RobustValidaton"),
-    "of a value": ("micro_batch: 16", "micro_batch: sixteen", "micro_batch"),
+    "of a value": ("max_lr: 0.005", "max_lr: fast", "max_lr"),
 }
 
 

@@ -1,8 +1,11 @@
 """AudioNet: a small convolutional network over log-mel frames."""
 
+import copy
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
+from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from sec4sr_pl.types import full_lengths, mask_padding, valid_mask
 
@@ -97,7 +100,7 @@ class AudioNet(nn.Module):
         super().__init__()
         self.inputs = inputs
         self.prefilter = Prefilter(inputs)
-        self.prefilter_norm = nn.BatchNorm2d(1)
+        self.prefilter_norm: nn.Module = nn.BatchNorm2d(1)
         self.blocks = nn.ModuleList(
             [
                 Block(inputs, 64, pool=True),
@@ -109,6 +112,15 @@ class AudioNet(nn.Module):
             ]
         )
         self.last = Block(64, self.embedding_size, padding=0)
+
+    def fused(self) -> "AudioNet":
+        """The same function in eval mode, with batch norm inside the convolutions: a frozen copy."""
+        fast = copy.deepcopy(self).eval().requires_grad_(False)
+        fast.prefilter = fuse_conv_bn_eval(fast.prefilter, fast.prefilter_norm)  # type: ignore[arg-type]
+        fast.prefilter_norm = nn.Identity()
+        for block in (*fast.blocks, fast.last):
+            block.convolution, block.norm = fuse_conv_bn_eval(block.convolution, block.norm), nn.Identity()
+        return fast
 
     def forward(self, frames: Tensor, lengths: Tensor | None = None) -> Tensor:
         """Embeddings of (batch, frames, inputs) log-mel frames with (batch,) valid frames."""
