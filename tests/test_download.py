@@ -4,10 +4,10 @@ import errno
 import hashlib
 import io
 import re
+import runpy
 import shlex
 import socket
 import struct
-import subprocess
 import sys
 import tarfile
 import threading
@@ -518,9 +518,15 @@ def test_an_interruption_is_no_traceback(
     assert stopped.value.code == 130 and "the same command goes on" in capsys.readouterr().err
 
 
-def test_the_module_runs_and_its_help_lists_names_and_sizes() -> None:
-    command = [sys.executable, "-W", "error::RuntimeWarning", "-m", "sec4sr_pl.data.download", "--help"]
-    text = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+def test_the_module_runs_and_its_help_lists_names_and_sizes(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.delitem(sys.modules, download.__name__)  # as in a fresh process
+    monkeypatch.setattr(sys, "argv", ["download", "--help"])
+    with pytest.raises(SystemExit) as stopped:
+        runpy.run_module(download.__name__, run_name="__main__")
+    text = capsys.readouterr().out
+    assert stopped.value.code == 0
     for name, size in (("Spk10_enroll", "18"), ("Spk251_train", "10,000"), ("pre-trained-models", "340")):
         assert re.search(rf"^  {name} +{size} MB$", text, re.MULTILINE)
 

@@ -233,6 +233,8 @@ def extract(path: Path, folder: Path) -> Path:
             place.mkdir()
             with open_archive(path) as tar:
                 tar.extractall(place, filter=_plain)
+                while tar.fileobj and tar.fileobj.read(CHUNK):
+                    pass  # to the end, where gzip's own checksum stands: tarfile takes a damaged header for the end
             inside = list(place.iterdir())
             (inside[0] if len(inside) == 1 and inside[0].is_dir() else place).rename(folder)
     except OSError as error:
