@@ -1,5 +1,6 @@
 """Audio files: the only code that knows containers, sample rates and 16-bit integers."""
 
+import io
 import os
 from pathlib import Path
 from typing import NamedTuple
@@ -103,6 +104,30 @@ def read(path: Path, start: int = 0, frames: int | None = None, resample: bool =
         waveform = resample_waveform(waveform, header.rate, SAMPLE_RATE).clamp(-1.0, 1.0)
         waveform = pad(waveform, (0, total - len(waveform)))[start:end]  # torchaudio counts in float32: one off at 60 s
     return waveform
+
+
+def decode(data: bytes) -> NDArray[np.int16]:
+    """(time,) samples of a 16-bit mono file at 16 kHz, in memory, as they are stored.
+
+    Raises:
+        AudioError: no audio, damaged, or in another form.
+    """
+    try:
+        with soundfile.SoundFile(io.BytesIO(data)) as file:
+            form = (file.samplerate, file.channels, file.subtype)
+            samples: NDArray[np.int16] = file.read(dtype="int16")
+    except (soundfile.LibsndfileError, RuntimeError) as error:
+        raise AudioError(f"Expected a whole wav or flac file, it can't be decoded ({error})") from error
+    if form != (SAMPLE_RATE, 1, "PCM_16"):
+        raise AudioError(f"Expected {SAMPLE_RATE} samples a second, 1 channel and PCM_16, got {form}")
+    return samples
+
+
+def encode(samples: NDArray[np.int16]) -> bytes:
+    """A 16 kHz flac file of (time,) samples, in memory; `decode` gives them back."""
+    file = io.BytesIO()
+    soundfile.write(file, samples, SAMPLE_RATE, subtype="PCM_16", format="FLAC")
+    return file.getvalue()
 
 
 def samples_at_16_khz(frames: int, rate: int) -> int:

@@ -2,6 +2,7 @@
 
 import csv
 import os
+import shlex
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -10,6 +11,12 @@ from typing import NamedTuple
 from sec4sr_pl import audio
 from sec4sr_pl.draws import key
 from sec4sr_pl.types import REJECT, SAMPLE_RATE
+
+COMMANDS = {
+    "Spk251": "librispeech spk251",
+    "Spk10": "download Spk10_enroll Spk10_test Spk10_imposter",
+}
+"""Data set -> the module beside this one, and its arguments, that bring the splits whose names begin so."""
 
 
 class DataError(ValueError):
@@ -44,9 +51,11 @@ def list_files(root: Path, split: str) -> list[Path]:
     """
     folder = root / split
     if not folder.is_dir():
+        command = COMMANDS.get(split.partition("_")[0])
+        fetch = f", or fetch it: python -m sec4sr_pl.data.{command} --root {shlex.quote(str(root))}" if command else ""
         raise DataError(
             f"There is no folder {folder}: expected {split}/<speaker>/<utterance>.wav or .flac under {root}; "
-            "set --data.root or the variable SEC4SR_DATA to the folder that holds it"
+            f"set --data.root or the variable SEC4SR_DATA to the folder that holds it{fetch}"
         )
     speakers = sorted(entry.name for entry in os.scandir(folder) if entry.is_dir() and not entry.name.startswith("."))
     files = [
