@@ -23,6 +23,9 @@ lint: $(VENV)/.dev
 bench: $(VENV)/.test
 	$(BIN)/python benchmarks/power_spectrum.py
 	$(BIN)/python benchmarks/prefilter.py
+	$(BIN)/python benchmarks/pgd.py
+	$(BIN)/python benchmarks/adversarial_step.py
+	$(BIN)/python benchmarks/scaling.py
 
 clean:
 	rm -rf $(VENV) build *.egg-info
