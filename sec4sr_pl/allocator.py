@@ -12,7 +12,7 @@ TUNED = ("MALLOC_", "GLIBC_TUNABLES", "LD_PRELOAD")
 def keep_large_blocks() -> bool:
     """Let glibc serve blocks of any size from its heap and keep what is freed, for this process.
 
-    By default it maps a block of more than 32 MB anew at each call and returns the end of the heap to the system, so that
+    By default it maps a block of more than 32 MB anew at each call and returns the end of the heap to the system, so
     every training step pays for fresh zeroed pages. The process then holds its largest demand until it ends. Nothing is
     changed where the user has set an allocator or a tunable (MALLOC_*, GLIBC_TUNABLES, LD_PRELOAD), or without glibc.
 
