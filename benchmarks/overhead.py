@@ -4,6 +4,7 @@ The same steps on the same batches: `Trainer.fit` (metrics, CSV logging, progres
 objective and the optimizer; in turn. Then utterances a second of the loader alone, from flac and from wav files.
 """
 
+import itertools
 import statistics
 import tempfile
 import time
@@ -77,7 +78,7 @@ def by_trainer(batches: list[Batch], folder: Path) -> float:
         enable_checkpointing=False,
     )
     trainer.fit(SpeakerModule(recognizer, objective), batches)
-    return statistics.median(later - earlier for earlier, later in zip(clock.ends, clock.ends[1:], strict=False))
+    return statistics.median(later - earlier for earlier, later in itertools.pairwise(clock.ends))
 
 
 def by_hand(batches: list[Batch]) -> float:
@@ -91,7 +92,7 @@ def by_hand(batches: list[Batch]) -> float:
         step.loss.backward()
         optimizer.step()
         ends.append(time.perf_counter())
-    return statistics.median(later - earlier for earlier, later in zip(ends, ends[1:], strict=False))
+    return statistics.median(later - earlier for earlier, later in itertools.pairwise(ends))
 
 
 def loader_speed(root: Path) -> float:
