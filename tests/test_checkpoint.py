@@ -384,11 +384,11 @@ def test_a_failed_write_leaves_the_old_file_whole_and_no_other(
         save_recognizer(make_recognizer(2), path)
     before = {file.name: file.read_bytes() for file in tmp_path.iterdir()}
 
-    def full_disk(content: Any, file: Path) -> None:
-        Path(file).write_bytes(b"PK\x03\x04 some bytes")
+    def full_disk(descriptor: int) -> None:
+        assert os.fstat(descriptor).st_size > 0
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(torch, "save", full_disk)
+    monkeypatch.setattr(os, "fsync", full_disk)
     with pytest.raises(OSError, match="No space left"):
         save_recognizer(make_recognizer(3), path)
     assert {file.name: file.read_bytes() for file in tmp_path.iterdir()} == before

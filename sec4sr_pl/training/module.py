@@ -9,6 +9,7 @@ import torch
 from pytorch_lightning import LightningModule
 from pytorch_lightning.cli import OptimizerCallable
 from torch import Tensor
+from torch.nn.functional import cross_entropy
 from torch.optim import Adam, Optimizer
 from torch.optim.lr_scheduler import LRScheduler, OneCycleLR
 
@@ -104,12 +105,15 @@ class SpeakerModule(LightningModule):
         self.recognizer.seed(key(*keys, "defenses"))
         step = self.objective(self.recognizer, batch, keys)
         correct = self.recognizer.decide(step.scores) == step.speakers
+        losses = cross_entropy(step.scores, step.speakers, reduction="none")
         self.log("train/loss", step.loss, prog_bar=True, batch_size=len(keys))
+        self.log("train/attack_passes", torch.as_tensor(step.passes, dtype=torch.float32))
         for name, metric, rows in (
             ("benign", self.benign_accuracy, ~step.adversarial),
             ("adversarial", self.adversarial_accuracy, step.adversarial),
         ):
             metric.update(rows, correct)
+            self.log(f"train/loss_{name}", losses.where(rows, 0.0).sum() / rows.sum())
             self.log(f"train/{name}_accuracy", metric, on_step=False, on_epoch=True, batch_size=len(keys))
         return step.loss
 

@@ -25,6 +25,8 @@ class Step(NamedTuple):
     """(rows,) labels of the rows."""
     adversarial: Tensor
     """(rows,) bool: which rows an adversary made."""
+    passes: Tensor | int = 0
+    """() forward rows that the adversary spent."""
 
 
 class TrainingObjective(ABC):
@@ -108,14 +110,15 @@ class AdversarialTraining(TrainingObjective):
         waveforms = batch.waveforms.clone()
         attack = self.attack.scaled(self.strength)
         size = self.micro_batch or len(keys)
+        passes: Tensor | int = 0
         for part in (chosen[start : start + size] for start in range(0, len(chosen), size)):
             rows = torch.tensor(part, device=waveforms.device)
             starts = [torch.Generator().manual_seed(key(keys[index], "start")) for index in part]
-            waveforms[rows] = attack(
-                recognizer, waveforms[rows], batch.speakers[rows], generator=starts, measure=False
-            ).waveforms
+            result = attack(recognizer, waveforms[rows], batch.speakers[rows], generator=starts, measure=False)
+            waveforms[rows] = result.waveforms
+            passes = passes + result.queries.sum()
         adversarial = torch.zeros(len(keys), dtype=torch.bool)
         adversarial[chosen] = True
         scores = recognizer(waveforms)
         loss = functional.cross_entropy(scores, batch.speakers, label_smoothing=self.label_smoothing)
-        return Step(loss, scores.detach(), batch.speakers, adversarial.to(waveforms.device))
+        return Step(loss, scores.detach(), batch.speakers, adversarial.to(waveforms.device), passes)
