@@ -11,11 +11,12 @@ from typing import Any
 from urllib.parse import urlparse
 
 import yaml
+from lightning_fabric.utilities.exceptions import MisconfigurationException
 from lightning_utilities.core.rank_zero import rank_zero_info, rank_zero_only
 from pytorch_lightning import LightningModule, Trainer
 from pytorch_lightning.callbacks import ModelCheckpoint, RichProgressBar
 from pytorch_lightning.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
-from pytorch_lightning.utilities.exceptions import MisconfigurationException, SIGTERMException
+from pytorch_lightning.utilities.exceptions import SIGTERMException
 
 import sec4sr_pl.attacks
 import sec4sr_pl.backbones
@@ -74,17 +75,12 @@ class SpeakerCLI(LightningCLI):
         )
 
     def before_instantiate_classes(self) -> None:
-        """A resume never runs a checkpoint's code, and goes on with its W&B run.
-
-        W&B stays offline where it has no key, and says so once.
-        """
+        """A resume never runs a checkpoint's code; W&B stays offline where it has no key, and says so once."""
         config = self.config[self.subcommand]
         config.weights_only = True
         callbacks = self.trainer_defaults["callbacks"] = [StopOnSigterm(), WandbRun()]
         if config.trainer.enable_progress_bar is not False:
             callbacks.append(RichProgressBar())
-        if self.subcommand == "fit" and config.ckpt_path is not None:
-            self._resume(config)
         if "WANDB_MODE" in os.environ or "WandbLogger" not in str(self.config) or wandb_has_key():
             return
         os.environ["WANDB_MODE"] = "offline"
@@ -92,16 +88,20 @@ class SpeakerCLI(LightningCLI):
             "W&B has no key (WANDB_API_KEY or `wandb login`): runs are kept offline, `wandb sync` sends them"
         )
 
-    def _resume(self, config: Any) -> None:
-        """Find the file that `--ckpt_path last` means, and the W&B run of the checkpoint."""
+    def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
+        """Find the file that `--ckpt_path last` means, and go on with the W&B run of the checkpoint."""
+        super().parse_arguments(parser, args)
+        config = self.config.get(self.config.get("subcommand"))
+        if config is None or config.ckpt_path is None:
+            return
         if config.ckpt_path == "last":
             folders = [Path(c.dirpath) for c in classes(config.trainer.callbacks, "ModelCheckpoint") if c.dirpath]
             files = {path for folder in folders for path in folder.glob("last*.ckpt")}
-            config.ckpt_path = max(files, key=lambda path: path.stat().st_mtime, default="last")
+            config.ckpt_path = str(max(files, key=lambda path: path.stat().st_mtime, default="last"))
         if not Path(config.ckpt_path).is_file():
             return
         run = read_checkpoint(Path(config.ckpt_path)).get("wandb_run")
-        for logger in classes(config.trainer.logger, "WandbLogger"):
+        for logger in classes(config.trainer.logger, "WandbLogger") if self.config.subcommand == "fit" else ():
             if logger.version is None and logger.id is None:
                 logger.id = run
 
@@ -157,8 +157,7 @@ def train(args: list[str] | None = None) -> SpeakerCLI:
         )
     except SIGTERMException as stop:
         signal.signal(signal.SIGTERM, signal.SIG_IGN)  # when one process is through, its launcher sends another
-        if rank_zero_only.rank == 0:
-            sys.stderr.write(f"train.py: {stop}\n")
+        rank_zero_only(sys.stderr.write)(f"train.py: {stop}\n")
         raise SystemExit(128 + signal.SIGTERM) from stop
     except (ValueError, OSError, ImportError, MisconfigurationException) as error:
         raise SystemExit(f"train.py: error: {last_line(error)}") from error

@@ -4,7 +4,6 @@ import time
 from typing import Any
 
 import torch
-import wandb
 from matplotlib import colormaps
 from pytorch_lightning import Callback, LightningModule, Trainer
 from pytorch_lightning.loggers import TensorBoardLogger, WandbLogger
@@ -131,15 +130,16 @@ class AudioTable(Callback):
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Show the rows, and forget them."""
         if self._wanted(trainer):
+            step = max(0, trainer.global_step - 1)  # as Lightning counts for loggers
             for logger in trainer.loggers:
                 if isinstance(logger, WandbLogger):
                     data = [[*told, *self._media(signals)] for told, signals in self.rows.values()]
-                    logger.log_table("development/audio", list(self.columns), data, step=trainer.global_step)
+                    logger.log_table("development/audio", list(self.columns), data, step=step)
                 elif isinstance(logger, TensorBoardLogger):
                     for told, signals in self.rows.values():
                         for kind, signal in signals.items():
                             tag = f"development/audio/{told[0]}/{kind}"
-                            logger.experiment.add_audio(tag, signal, trainer.global_step, SAMPLE_RATE)
+                            logger.experiment.add_audio(tag, signal, step, SAMPLE_RATE)
         self.rows = {}
         self.validations += not trainer.sanity_checking
 
@@ -154,6 +154,8 @@ class AudioTable(Callback):
 
     def _media(self, signals: dict[str, Tensor]) -> list[Any]:
         """The players and the spectrograms of a row."""
+        import wandb  # takes a second
+
         captions = {**{kind: kind for kind in signals}, "difference": f"difference, amplified by {self.gain:g} dB"}
         players = [wandb.Audio(s.numpy(), SAMPLE_RATE, captions[kind]) for kind, s in signals.items()]
         return [*players, *(wandb.Image(spectrogram(s), caption=captions[kind]) for kind, s in signals.items())]
