@@ -218,7 +218,7 @@ def test_a_class_of_another_package_is_imported_only_if_trusted(
     [
         ({"class_path": "torch.nn.Identity", "init_args": {}}, "torch.nn.Identity, but only sec4sr_pl may be imported"),
         ({"class_path": "sec4sr_plus.Evil", "init_args": {}}, "only sec4sr_pl may be imported"),
-        ({"class_path": "sec4sr_pl.callbacks.Metric", "init_args": {}}, "class of torchmetrics"),
+        ({"class_path": "sec4sr_pl.callbacks.validation.Metric", "init_args": {}}, "class of torchmetrics"),
         ({"class_path": "sec4sr_pl.scoring.NoSuchClass", "init_args": {}}, "NoSuchClass, which is not installed"),
         ({"class_path": "sec4sr_pl.no_such_module.A", "init_args": {}}, "no_such_module.A, which is not installed"),
         ({"class_path": "sec4sr_pl", "init_args": {}}, "sec4sr_pl, which is not installed"),

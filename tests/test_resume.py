@@ -279,17 +279,16 @@ def test_sigterm_ends_the_step_writes_a_checkpoint_and_stops(
     assert all(torch.equal(tensor, ended[name]) for name, tensor in uninterrupted[0].items())
 
 
-def test_sigterm_to_one_of_two_processes_stops_both(config: Path, tmp_path: Path) -> None:
-    """Of Lightning's own launcher, as a shell or a scheduler would start and stop it."""
+def two_processes(config: Path, folder: Path, *flags: str, stop: bool) -> tuple[int, str]:
+    """Status and output of a training by Lightning's own launcher; stopped, or not, after its first checkpoint."""
     if not torch.distributed.is_available():
         pytest.skip("this PyTorch has no torch.distributed")
-    two = ["--trainer.devices=2", "--trainer.strategy=ddp", "--trainer.max_epochs=10000", "--data.batch_size=2"]
-    flags = [f"--data.root={config.parent}", f"--trainer.callbacks.dirpath={tmp_path}", "--ckpt_path=last"]
+    two = ["--trainer.devices=2", "--trainer.strategy=ddp", "--data.batch_size=2", "--ckpt_path=last"]
+    own = [f"--config={config}", f"--data.root={config.parent}", f"--trainer.callbacks.dirpath={folder}"]
     environment = {name: value for name, value in os.environ.items() if not name.startswith(("SLURM_", "PL_"))}
     path = os.pathsep.join([str(REPOSITORY), os.environ.get("PYTHONPATH", "")])
-    command = [sys.executable, "-W", "ignore", str(REPOSITORY / "train.py"), "fit", f"--config={config}", *flags, *two]
     with subprocess.Popen(
-        command,
+        [sys.executable, "-W", "ignore", str(REPOSITORY / "train.py"), "fit", *own, *two, *flags],
         env={**environment, "OMP_NUM_THREADS": "1", "PYTHONPATH": path},
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
@@ -297,19 +296,35 @@ def test_sigterm_to_one_of_two_processes_stops_both(config: Path, tmp_path: Path
     ) as process:
         try:
             begin = time.monotonic()
-            while not (tmp_path / "last.ckpt").exists() and process.poll() is None:
+            while stop and not (folder / "last.ckpt").exists() and process.poll() is None:
                 assert time.monotonic() - begin < TIMEOUT
                 time.sleep(0.1)
-            process.send_signal(signal.SIGTERM)
+            if stop:
+                process.send_signal(signal.SIGTERM)
             shown, _ = process.communicate(timeout=TIMEOUT)  # ends when both have closed their output
         finally:
             process.kill()
-    assert process.returncode == 143, shown[-3_000:]
+    return process.returncode, shown
+
+
+def test_sigterm_to_one_of_two_processes_stops_both(config: Path, tmp_path: Path) -> None:
+    status, shown = two_processes(config, tmp_path, "--trainer.max_epochs=10000", stop=True)
+    assert status == 143, shown[-3_000:]
     assert shown.count("stopped by SIGTERM after step") == 1
     assert "Traceback" not in shown
     step = torch.load(tmp_path / "last.ckpt", weights_only=True)["global_step"]
     assert f"after step {step}:" in shown
     load_recognizer(tmp_path / "last.ckpt")
+
+
+@pytest.mark.slow
+def test_two_processes_go_on_as_if_nothing_had_been(config: Path, tmp_path: Path) -> None:
+    for folder, stops in (("whole", [False]), ("stopped", [True, False])):
+        for stop in stops:
+            status, shown = two_processes(config, tmp_path / folder, stop=stop)
+            assert status == (143 if stop else 0), shown[-3_000:]
+    whole, stopped = (final(tmp_path / folder) for folder in ("whole", "stopped"))
+    assert all(torch.equal(tensor, stopped[name]) for name, tensor in whole.items())
 
 
 @pytest.mark.parametrize(("status", "requeued"), [(143, True), (1, False), (0, False)])

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from pytorch_lightning import LightningModule
 from pytorch_lightning.cli import OptimizerCallable
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 from torch.optim import Adam, Optimizer
 from torch.optim.lr_scheduler import LRScheduler, OneCycleLR
@@ -98,6 +98,18 @@ class SpeakerModule(LightningModule):
         duplicate = memo[id(self)] = type(self).__new__(type(self))
         duplicate.__dict__.update(copy.deepcopy(self.__getstate__(), memo))
         return duplicate
+
+    def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
+        """Let the adversary of each process see the statistics that the first one saves, so that a resume is exact.
+
+        DistributedDataParallel shares them only in the forward pass of training, which comes after the attack.
+        """
+        if self.trainer.world_size > 1:
+            for module in self.recognizer.modules():
+                if isinstance(module, nn.modules.batchnorm._BatchNorm) and not isinstance(module, nn.SyncBatchNorm):
+                    for statistics in (module.running_mean, module.running_var):
+                        if statistics is not None:
+                            torch.distributed.broadcast(statistics, 0)
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """The objective's loss; draws come from (seed, epoch, utterance)."""
