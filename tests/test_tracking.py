@@ -28,6 +28,8 @@ from sec4sr_pl.types import SAMPLE_RATE, Batch
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:.*does not have many workers.*"),
+    pytest.mark.filterwarnings("ignore:.*exists and is not empty.*"),
+    pytest.mark.filterwarnings("ignore:.*could not find the monitored key.*"),
     pytest.mark.filterwarnings("ignore:.*in eval mode at the start of training.*"),
 ]
 
