@@ -136,6 +136,7 @@ def forked(work: Callable[[], None], log: Path, kill_after: float | None = None)
         status = 1
         try:
             sys.stdout = sys.stderr = log.open("a", buffering=1)
+            os.chdir(log.parent)
             work()
             status = 0
         except SystemExit as stop:
