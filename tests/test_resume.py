@@ -136,7 +136,6 @@ def forked(work: Callable[[], None], log: Path, kill_after: float | None = None)
         status = 1
         try:
             sys.stdout = sys.stderr = log.open("a", buffering=1)
-            os.chdir(log.parent)
             work()
             status = 0
         except SystemExit as stop:
@@ -160,6 +159,7 @@ def fit(config: Path, folder: Path, *flags: str, die: Die | None = None) -> cli.
             self.trainer_defaults["callbacks"] += [die] if die else []
 
     arguments = ["fit", f"--config={config}", f"--data.root={config.parent}", f"--trainer.callbacks.dirpath={folder}"]
+    arguments.append(f"--trainer.default_root_dir={config.parent}")
     if die is None:
         return cli.train([*arguments, *flags])
     with pytest.MonkeyPatch.context() as patch:
