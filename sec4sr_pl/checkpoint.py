@@ -2,6 +2,7 @@
 
 import hashlib
 import inspect
+import io
 import os
 import pickle
 import re
@@ -11,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from lightning_fabric.plugins import TorchCheckpointIO
 from torch import nn
 
 from sec4sr_pl.recognizer import Recognizer
@@ -86,16 +88,49 @@ def rebuild(description: Any, trusted: Sequence[str] = ("sec4sr_pl",)) -> Any:
         raise CheckpointError(f"The checkpoint's arguments do not fit the class {path}: {error}") from error
 
 
-def save_recognizer(recognizer: Recognizer, path: Path) -> None:
-    """Write a recognizer; the file appears under its name only when it is whole."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+def write_whole(path: Path, content: Any) -> None:
+    """Save what torch.save takes; the file appears under its name only when it is whole and on the disk.
+
+    A killed process leaves at most a hidden `.<name>.partial` behind, which the next one writes over.
+
+    Raises:
+        OSError: the file can't be written; one of that name is as it was.
+    """
+    buffer = io.BytesIO()
+    torch.save(content, buffer)
+    partial = path.with_name(f".{path.name}.partial")
     try:
-        weights = {name: tensor.detach().cpu() for name, tensor in recognizer.state_dict().items()}
-        torch.save({"recognizer": describe(recognizer), "state_dict": weights}, temporary)
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            with partial.open("wb") as file:
+                file.write(buffer.getbuffer())
+                file.flush()
+                os.fsync(file.fileno())
+            partial.replace(path)
+        finally:
+            partial.unlink(missing_ok=True)
+    except OSError as error:
+        raise OSError(
+            f"The checkpoint {path} can't be written ({error.strerror}); one that was there is whole: "
+            "make room or choose another folder, then go on from it"
+        ) from error
+
+
+def save_recognizer(recognizer: Recognizer, path: Path) -> None:
+    """Write a recognizer, whole or not at all; errors are those of `write_whole`."""
+    weights = {name: tensor.detach().cpu() for name, tensor in recognizer.state_dict().items()}
+    write_whole(path, {"recognizer": describe(recognizer), "state_dict": weights})
+
+
+class WholeCheckpoints(TorchCheckpointIO):
+    """Lightning's checkpoints by `write_whole`: its own are copied from the temporary folder, which a kill cuts."""
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None) -> None:
+        """Called by the trainer on the first process."""
+        if "://" in str(path) or storage_options is not None:
+            super().save_checkpoint(checkpoint, path, storage_options)
+        else:
+            write_whole(Path(path), checkpoint)
 
 
 def read_checkpoint(path: Path) -> dict[str, Any]:

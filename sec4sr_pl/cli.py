@@ -1,20 +1,31 @@
 """The command line of training: LightningCLI, with the data's speakers linked to the classifier head."""
 
+import errno
 import netrc
 import os
+import signal
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
 from urllib.parse import urlparse
 
 import yaml
-from lightning_utilities.core.rank_zero import rank_zero_info
+from lightning_fabric.utilities.exceptions import MisconfigurationException
+from lightning_utilities.core.rank_zero import rank_zero_info, rank_zero_only
 from pytorch_lightning import LightningModule, Trainer
-from pytorch_lightning.callbacks import RichProgressBar
+from pytorch_lightning.callbacks import ModelCheckpoint, RichProgressBar
 from pytorch_lightning.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
+from pytorch_lightning.utilities.exceptions import SIGTERMException
 
 import sec4sr_pl.attacks
 import sec4sr_pl.backbones
 import sec4sr_pl.callbacks
 import sec4sr_pl.data.augment
 import sec4sr_pl.features  # noqa: F401  imported, so that YAML may name classes without their modules
+from sec4sr_pl.allocator import keep_large_blocks
+from sec4sr_pl.callbacks import StopOnSigterm, WandbRun
+from sec4sr_pl.checkpoint import WholeCheckpoints, read_checkpoint
 from sec4sr_pl.data import SpeakerData
 from sec4sr_pl.training import SpeakerModule
 
@@ -28,6 +39,13 @@ def wandb_has_key() -> bool:
         return netrc.netrc().authenticators(host) is not None
     except (OSError, netrc.NetrcParseError):
         return False
+
+
+def classes(config: Any, name: str) -> Iterator[Any]:
+    """The init_args of the classes of a name in a part of the configuration: one class, several, or none."""
+    for item in config if isinstance(config, list) else [config]:
+        if str(getattr(item, "class_path", "")).rpartition(".")[2] == name:
+            yield item.init_args
 
 
 class LoggedConfig(SaveConfigCallback):
@@ -61,14 +79,58 @@ class SpeakerCLI(LightningCLI):
         """A resume never runs a checkpoint's code; W&B stays offline where it has no key, and says so once."""
         config = self.config[self.subcommand]
         config.weights_only = True
+        callbacks = self.trainer_defaults["callbacks"] = [StopOnSigterm(), WandbRun()]
         if config.trainer.enable_progress_bar is not False:
-            self.trainer_defaults["callbacks"] = [RichProgressBar()]
+            callbacks.append(RichProgressBar())
         if "WANDB_MODE" in os.environ or "WandbLogger" not in str(self.config) or wandb_has_key():
             return
         os.environ["WANDB_MODE"] = "offline"
         rank_zero_info(
             "W&B has no key (WANDB_API_KEY or `wandb login`): runs are kept offline, `wandb sync` sends them"
         )
+
+    def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
+        """Find the file that `--ckpt_path last` means, and go on with the W&B run of the checkpoint."""
+        super().parse_arguments(parser, args)
+        config = self.config.get(self.config.get("subcommand"))
+        if config is None or config.ckpt_path is None:
+            return
+        if config.ckpt_path == "last":
+            folders = [Path(c.dirpath) for c in classes(config.trainer.callbacks, "ModelCheckpoint") if c.dirpath]
+            files = {path for folder in folders for path in folder.glob("last*.ckpt")}
+            config.ckpt_path = str(max(files, key=lambda path: path.stat().st_mtime, default="last"))
+        if not Path(config.ckpt_path).is_file():
+            return
+        run = read_checkpoint(Path(config.ckpt_path)).get("wandb_run")
+        for logger in classes(config.trainer.logger, "WandbLogger") if self.config.subcommand == "fit" else ():
+            if logger.version is None and logger.id is None:
+                logger.id = run
+
+    def instantiate_trainer(self, **kwargs: Any) -> Trainer:
+        """Checkpoints are whole or not there, and a folder that can't be written is found before training."""
+        trainer = super().instantiate_trainer(**kwargs)
+        trainer.strategy.checkpoint_io = WholeCheckpoints()
+        for callback in trainer.checkpoint_callbacks if self.subcommand == "fit" else []:
+            folder = callback.dirpath if isinstance(callback, ModelCheckpoint) else None
+            if folder is not None and "://" not in str(folder):
+                check_writable(Path(folder))
+        return trainer
+
+
+def check_writable(folder: Path) -> None:
+    """Make a folder for checkpoints.
+
+    Raises:
+        OSError: it can't be made or written to.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        if not os.access(folder, os.W_OK):
+            raise PermissionError(errno.EACCES, "not writable")
+    except OSError as error:
+        raise OSError(
+            f"Checkpoints can't be kept in {folder} ({error.strerror}): name another dirpath of ModelCheckpoint"
+        ) from error
 
 
 def last_line(error: Exception) -> str:
@@ -78,11 +140,12 @@ def last_line(error: Exception) -> str:
 
 
 def train(args: list[str] | None = None) -> SpeakerCLI:
-    """Run the command line; what its user can mend ends it with one line on stderr and status 1.
+    """Run the command line; what its user can mend ends it with one line on stderr and status 1, SIGTERM with 143.
 
     Args:
         args: default: those of the process.
     """
+    keep_large_blocks()
     try:
         return SpeakerCLI(
             SpeakerModule,
@@ -94,5 +157,9 @@ def train(args: list[str] | None = None) -> SpeakerCLI:
             auto_configure_optimizers=False,
             args=args,
         )
-    except (ValueError, OSError, ImportError) as error:
+    except SIGTERMException as stop:
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)  # when one process is through, its launcher sends another
+        rank_zero_only(sys.stderr.write)(f"train.py: {stop}\n")
+        raise SystemExit(128 + signal.SIGTERM) from stop
+    except (ValueError, OSError, ImportError, MisconfigurationException) as error:
         raise SystemExit(f"train.py: error: {last_line(error)}") from error

@@ -14,6 +14,7 @@ from lightning_fabric.utilities.exceptions import MisconfigurationException
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
+from sec4sr_pl.allocator import keep_large_blocks
 from sec4sr_pl.attacks import Attack
 from sec4sr_pl.checkpoint import checksum, load_recognizer
 from sec4sr_pl.data import SpeakerData
@@ -177,6 +178,7 @@ def main(args: list[str] | None = None) -> Summary | None:
     Args:
         args: default: those of the process.
     """
+    keep_large_blocks()
     parser = ArgumentParser(prog="evaluate.py", description="Attack the recognizer of a checkpoint on a data set.")
     parser.add_argument("--config", action=ActionConfigFile, help="a YAML file, e.g. one of configs/evaluate")
     parser.add_function_arguments(evaluate, fail_untyped=False)

@@ -218,7 +218,7 @@ def test_a_class_of_another_package_is_imported_only_if_trusted(
     [
         ({"class_path": "torch.nn.Identity", "init_args": {}}, "torch.nn.Identity, but only sec4sr_pl may be imported"),
         ({"class_path": "sec4sr_plus.Evil", "init_args": {}}, "only sec4sr_pl may be imported"),
-        ({"class_path": "sec4sr_pl.callbacks.Metric", "init_args": {}}, "class of torchmetrics"),
+        ({"class_path": "sec4sr_pl.callbacks.validation.Metric", "init_args": {}}, "class of torchmetrics"),
         ({"class_path": "sec4sr_pl.scoring.NoSuchClass", "init_args": {}}, "NoSuchClass, which is not installed"),
         ({"class_path": "sec4sr_pl.no_such_module.A", "init_args": {}}, "no_such_module.A, which is not installed"),
         ({"class_path": "sec4sr_pl", "init_args": {}}, "sec4sr_pl, which is not installed"),
@@ -384,11 +384,11 @@ def test_a_failed_write_leaves_the_old_file_whole_and_no_other(
         save_recognizer(make_recognizer(2), path)
     before = {file.name: file.read_bytes() for file in tmp_path.iterdir()}
 
-    def full_disk(content: Any, file: Path) -> None:
-        Path(file).write_bytes(b"PK\x03\x04 some bytes")
+    def full_disk(descriptor: int) -> None:
+        assert os.fstat(descriptor).st_size > 0
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(torch, "save", full_disk)
+    monkeypatch.setattr(os, "fsync", full_disk)
     with pytest.raises(OSError, match="No space left"):
         save_recognizer(make_recognizer(3), path)
     assert {file.name: file.read_bytes() for file in tmp_path.iterdir()} == before

@@ -1,6 +1,7 @@
 """A data module over folders of speakers: crops for training, whole utterances for everything else."""
 
 from collections.abc import Iterator, Sequence
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -80,9 +81,38 @@ class Crops(Dataset[Item]):
 class EpochSampler(DistributedSampler[Item]):
     """The order of an epoch, from (seed, epoch), dealt to the ranks; yields (epoch, index): workers need both."""
 
+    start = 0
+    """Where in the epoch the next iteration begins: after so many utterances of this rank."""
+
     def __iter__(self) -> Iterator[Any]:
         """(epoch, index) pairs of this rank."""
-        return ((self.epoch, index) for index in super().__iter__())
+        return ((self.epoch, index) for index in islice(super().__iter__(), self.start, None))
+
+
+class ResumableLoader(DataLoader[Item]):
+    """Keeps in checkpoints how many batches of the epoch were taken, and goes on after them.
+
+    The sampler is asked at the first batch, not at `iter`, which Lightning calls before it tells the epoch.
+    """
+
+    taken = 0
+    resumed = 0
+
+    def __iter__(self) -> Any:
+        """The batches of an epoch; of a resumed one, those that are left."""
+        self.taken, self.resumed = self.resumed, 0
+        self.sampler.start = self.taken * self.batch_size  # type: ignore[attr-defined, operator]
+        for batch in super().__iter__():
+            self.taken += 1
+            yield batch
+
+    def state_dict(self) -> dict[str, int]:
+        """Called by Lightning for each checkpoint."""
+        return {"taken": self.taken}
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        """Called by Lightning in a resume; a whole epoch is followed by the next."""
+        self.taken = self.resumed = state["taken"] % len(self)
 
 
 def collate(items: Sequence[Item]) -> Batch:
@@ -150,6 +180,16 @@ class SpeakerData(LightningDataModule):
         self.augmentations = list(augmentations)
         self.resample, self.seed = resample, seed
         self._speakers: tuple[str, ...] | None = None
+        self._loader: ResumableLoader | None = None
+        self._position: dict[str, int] | None = None
+
+    def state_dict(self) -> dict[str, int]:
+        """How far the epoch is: in checkpoints."""
+        return {} if self._loader is None else self._loader.state_dict()
+
+    def load_state_dict(self, state_dict: dict[str, int]) -> None:
+        """Where a resume goes on. Lightning would tell the loader itself, unless a schedule had it made before."""
+        self._position = state_dict or None
 
     @property
     def speakers(self) -> tuple[str, ...]:
@@ -186,7 +226,7 @@ class SpeakerData(LightningDataModule):
         """Crops of one length, in an order drawn from (seed, epoch); every process gets as many batches."""
         crops = Crops(self.dataset("train"), self.crop_samples, self.crops_per_utterance, self.seed, self.augmentations)
         sampler = EpochSampler(crops, *self._world(), shuffle=True, seed=self.seed)
-        return DataLoader(
+        self._loader = ResumableLoader(
             crops,
             self.batch_size,
             sampler=sampler,
@@ -195,6 +235,10 @@ class SpeakerData(LightningDataModule):
             persistent_workers=self.num_workers > 0,
             pin_memory=torch.cuda.is_available(),
         )
+        if self._position is not None:
+            self._loader.load_state_dict(self._position)
+            self._position = None
+        return self._loader
 
     def val_dataloader(self) -> DataLoader[Item]:
         """The development part, no utterance twice."""

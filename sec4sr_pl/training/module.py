@@ -8,7 +8,8 @@ from typing import Any
 import torch
 from pytorch_lightning import LightningModule
 from pytorch_lightning.cli import OptimizerCallable
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
 from torch.optim import Adam, Optimizer
 from torch.optim.lr_scheduler import LRScheduler, OneCycleLR
 
@@ -98,18 +99,33 @@ class SpeakerModule(LightningModule):
         duplicate.__dict__.update(copy.deepcopy(self.__getstate__(), memo))
         return duplicate
 
+    def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
+        """Let the adversary of each process see the statistics that the first one saves, so that a resume is exact.
+
+        DistributedDataParallel shares them only in the forward pass of training, which comes after the attack.
+        """
+        if self.trainer.world_size > 1:
+            for module in self.recognizer.modules():
+                if isinstance(module, nn.modules.batchnorm._BatchNorm) and not isinstance(module, nn.SyncBatchNorm):
+                    for statistics in (module.running_mean, module.running_var):
+                        if statistics is not None:
+                            torch.distributed.broadcast(statistics, 0)
+
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """The objective's loss; draws come from (seed, epoch, utterance)."""
         keys = [key(self.seed, self.current_epoch, name) for name in batch.names]
         self.recognizer.seed(key(*keys, "defenses"))
         step = self.objective(self.recognizer, batch, keys)
         correct = self.recognizer.decide(step.scores) == step.speakers
+        losses = cross_entropy(step.scores, step.speakers, reduction="none")
         self.log("train/loss", step.loss, prog_bar=True, batch_size=len(keys))
+        self.log("train/attack_passes", torch.as_tensor(step.passes, dtype=torch.float32))
         for name, metric, rows in (
             ("benign", self.benign_accuracy, ~step.adversarial),
             ("adversarial", self.adversarial_accuracy, step.adversarial),
         ):
             metric.update(rows, correct)
+            self.log(f"train/loss_{name}", losses.where(rows, 0.0).sum() / rows.sum())
             self.log(f"train/{name}_accuracy", metric, on_step=False, on_epoch=True, batch_size=len(keys))
         return step.loss
 

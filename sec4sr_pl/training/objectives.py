@@ -26,6 +26,8 @@ class Step(NamedTuple):
     """(rows,) labels of the rows."""
     adversarial: Tensor
     """(rows,) bool: which rows an adversary made."""
+    passes: Tensor | int = 0
+    """() forward rows that the adversary spent."""
 
 
 class TrainingObjective(ABC):
@@ -103,15 +105,16 @@ class AdversarialTraining(TrainingObjective):
         rows = torch.tensor(chosen, dtype=torch.int64, device=batch.waveforms.device)
         starts = [torch.Generator().manual_seed(key(keys[index], "start")) for index in chosen]
         waveforms = batch.waveforms.clone()
-        waveforms[rows] = self.attack.scaled(self.strength)(
+        result = self.attack.scaled(self.strength)(
             recognizer, waveforms[rows], batch.speakers[rows], generator=starts, measure=False
-        ).waveforms
+        )
+        waveforms[rows] = result.waveforms
         adversarial = torch.zeros(len(keys), dtype=torch.bool)
         adversarial[chosen] = True
         weights = self.worst_weights(recognizer, waveforms, batch.speakers) if self.weight_radius > 0 else {}
         scores = functional_call(recognizer, weights, waveforms)
         loss = functional.cross_entropy(scores, batch.speakers, label_smoothing=self.label_smoothing)
-        return Step(loss, scores.detach(), batch.speakers, adversarial.to(waveforms.device))
+        return Step(loss, scores.detach(), batch.speakers, adversarial.to(waveforms.device), result.queries.sum())
 
     def worst_weights(self, recognizer: Recognizer, waveforms: Tensor, speakers: Tensor) -> dict[str, Tensor]:
         """Each weight tensor, moved up the loss by `weight_radius` of its norm; gradients pass to the weight itself."""
