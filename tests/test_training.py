@@ -36,7 +36,15 @@ from sec4sr_pl.draws import key
 from sec4sr_pl.features import LogMel
 from sec4sr_pl.recognizer import Recognizer
 from sec4sr_pl.scoring import ClosedSet
-from sec4sr_pl.training import AdversarialTraining, OneCycle, SpeakerModule, Standard, Step, TrainingObjective
+from sec4sr_pl.training import (
+    AWP,
+    AdversarialTraining,
+    OneCycle,
+    SpeakerModule,
+    Standard,
+    Step,
+    TrainingObjective,
+)
 from sec4sr_pl.types import SAMPLE_RATE, Batch
 
 MakeRecognizer = Callable[..., Recognizer]
@@ -155,7 +163,7 @@ def test_the_worst_weights_are_up_the_loss_at_their_distance_and_change_nothing(
 ) -> None:
     recognizer.train().scorer.head.bias.requires_grad_(False)
     before = copy.deepcopy(recognizer.state_dict())
-    objective = AdversarialTraining(PGD(), 1.0, weight_radius=0.01)
+    objective = AWP(PGD(), 1.0, radius=0.01)
     worst = objective.worst_weights(recognizer, crops.waveforms, crops.speakers)
     assert "scorer.head.bias" not in worst
     for name, weight in recognizer.named_parameters():
@@ -177,7 +185,7 @@ def test_the_worst_weights_are_up_the_loss_at_their_distance_and_change_nothing(
 def test_the_step_at_the_worst_weights_is_taken_from_the_weights_themselves(
     recognizer: Recognizer, crops: Batch
 ) -> None:
-    objective = AdversarialTraining(PGD(steps=1), 1.0, weight_radius=0.05)
+    objective = AWP(PGD(steps=1), 1.0, radius=0.05)
     moved = copy.deepcopy(recognizer.train())
     step = objective(recognizer, crops, keys_of(crops.names))
     step.loss.backward()
@@ -188,7 +196,7 @@ def test_the_step_at_the_worst_weights_is_taken_from_the_weights_themselves(
             weight.copy_(worst[name])
     loss = functional.cross_entropy(moved(attacked), crops.speakers)
     loss.backward()
-    assert float(step.loss) == pytest.approx(float(loss), rel=1e-5)
+    assert step.loss.item() == pytest.approx(loss.item(), rel=1e-5)
     for (name, weight), other in zip(recognizer.named_parameters(), moved.parameters(), strict=True):
         assert weight.grad is not None and other.grad is not None
         torch.testing.assert_close(weight.grad, other.grad, rtol=1e-3, atol=1e-5, msg=name)
@@ -283,7 +291,7 @@ def test_standard_training_adds_a_copy_with_noise_drawn_from_each_row_key(crops:
         lambda: AdversarialTraining(PGD(), fraction=0.0),
         lambda: AdversarialTraining(PGD(), fraction=1.5),
         lambda: AdversarialTraining(PGD(), label_smoothing=1.0),
-        lambda: AdversarialTraining(PGD(), weight_radius=-0.1),
+        lambda: AWP(PGD(), radius=-0.1),
         lambda: EpsilonSchedule(warmup=1.5),
         lambda: RobustValidation(fraction=0.0),
         lambda: RobustValidation(pesq=-0.1),

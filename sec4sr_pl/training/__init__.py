@@ -1,6 +1,6 @@
 """The LightningModule, and the objectives it can pursue."""
 
 from sec4sr_pl.training.module import OneCycle, SpeakerModule
-from sec4sr_pl.training.objectives import AdversarialTraining, Standard, Step, TrainingObjective
+from sec4sr_pl.training.objectives import AWP, AdversarialTraining, Standard, Step, TrainingObjective
 
-__all__ = ["AdversarialTraining", "OneCycle", "SpeakerModule", "Standard", "Step", "TrainingObjective"]
+__all__ = ["AWP", "AdversarialTraining", "OneCycle", "SpeakerModule", "Standard", "Step", "TrainingObjective"]
