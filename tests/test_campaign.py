@@ -407,8 +407,9 @@ def test_an_adaptive_attack_sees_the_defenses_and_an_oblivious_one_does_not(make
     assert len(attack.calls) == 3
     for score, waveforms, _, lengths in attack.calls:
         with torch.no_grad():
-            assert torch.equal(score(waveforms, lengths), seen(waveforms, lengths))
-            assert not torch.equal(score(waveforms, lengths), other(waveforms, lengths))
+            own = score(waveforms, lengths)  # of the fused form: equal but for rounding
+            torch.testing.assert_close(own, seen(waveforms, lengths), rtol=1e-4, atol=1e-4)
+            assert (own - other(waveforms, lengths)).abs().max() > 0.01
     for record in campaign.records("Seen"):  # either way the defended system is what is measured
         waveform = audio.read(campaign.output / record["audio"])
         with torch.no_grad():
