@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from sec4sr_pl.defenses.base import Defense
+from sec4sr_pl.draws import uniform
 from sec4sr_pl.types import valid_mask
 
 
@@ -90,7 +91,7 @@ class FeCo(Defense):
         clusters = (lengths.double() * self.ratio + 1e-9).floor().long().clamp_min(1)  # as in `count`
         size = self.count(signal.shape[1])
         valid = valid_mask(lengths, signal.shape[1])
-        draws = torch.rand(signal.shape[:2], generator=self.draws.generator).to(signal.device)
+        draws = uniform(self.draws.keys(len(signal)), signal[..., 0].float())
         start = draws.masked_fill(~valid, torch.inf).argsort(1)[:, :size]
         with torch.no_grad():  # centered on the mean, so that squares do not drown the differences
             centered = signal.float()
