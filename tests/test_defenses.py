@@ -4,8 +4,9 @@ import copy
 import pickle
 from collections.abc import Callable
 from fractions import Fraction
+from itertools import pairwise
 from math import ceil, gcd
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
 import pytest
@@ -13,11 +14,13 @@ import torch
 from conftest import MakeRecognizer
 from scipy.ndimage import median_filter
 from scipy.signal import butter, buttord, sosfilt, sosfreqz
+from scipy.spatial.distance import cdist
 from sklearn.cluster import KMeans
 from torch import Tensor
 from torch.testing import assert_close
 
 from sec4sr_pl import defenses
+from sec4sr_pl.backbones import AudioNet
 from sec4sr_pl.checkpoint import describe, rebuild
 from sec4sr_pl.defenses import (
     AverageSmoothing,
@@ -30,11 +33,16 @@ from sec4sr_pl.defenses import (
     LowPass,
     MedianSmoothing,
     Quantization,
+    Shuffle,
+    WarpedFeCo,
 )
 from sec4sr_pl.defenses import feco as feco_module
+from sec4sr_pl.defenses.feco import Distance
 from sec4sr_pl.defenses.filters import Butterworth, Filter
 from sec4sr_pl.draws import normal
-from sec4sr_pl.features import LogMel
+from sec4sr_pl.features import FrontEnd, LogMel
+from sec4sr_pl.recognizer import Recognizer
+from sec4sr_pl.scoring import ClosedSet
 from sec4sr_pl.types import SAMPLE_RATE, full_lengths, valid_mask
 
 Speech = tuple[Tensor, Tensor]
@@ -68,6 +76,12 @@ TABLE = [
     Row("BandPass", BandPass, "waveform", False, same, local=False),
     Row("FeCo", FeCo, "raw", True, lambda n: max(1, n // 5)),
     Row("FeCo half", lambda: FeCo(ratio=0.5), "raw", True, lambda n: max(1, n // 2)),
+    Row("FeCo cos", lambda: FeCo(distance="cos"), "raw", True, lambda n: max(1, n // 5)),
+    Row("FeCo uniform", lambda: FeCo(start="uniform"), "raw", False, lambda n: max(1, n // 5)),
+    Row("FeCo time", lambda: FeCo(order="time"), "raw", True, lambda n: max(1, n // 5)),
+    Row("Shuffle", Shuffle, "raw", True, same),
+    Row("WarpedFeCo", WarpedFeCo, "raw", False, lambda n: max(1, n // 5)),
+    Row("WarpedFeCo random", lambda: WarpedFeCo(0.5, init="random"), "raw", True, lambda n: max(1, n // 2)),
 ]
 
 
@@ -754,3 +768,263 @@ def test_an_empty_cluster_gives_the_frame_of_its_number(frames: tuple[Tensor, Te
     assert_close(means[0], expected)
     (slope,) = torch.autograd.grad(means.sum(), own)
     assert_close(slope[0, :, 0], torch.tensor([1 / 3, 4 / 3, 4 / 3, 1 / 3, 1 / 3, 1 / 3]))
+
+
+# the other forms of feature compression
+
+
+def test_a_uniform_start_is_the_middles_of_equal_stretches_of_time(frames: tuple[Tensor, Tensor], spy: Spy) -> None:
+    _, clusters = FeCo(start="uniform", iterations=0)(*frames)
+    for row, (length, count) in enumerate(zip(frames[1].tolist(), clusters.tolist(), strict=True)):
+        index = [int((j + Fraction(1, 2)) * length / count) for j in range(count)]
+        assert torch.equal(spy.centers[row, :count], spy.frames[row, index])
+        assert len(set(index)) == count
+
+
+@pytest.mark.parametrize("start", ["uniform", "random"])
+@pytest.mark.parametrize("distance", ["L2", "cos"])
+def test_the_order_of_time_is_that_of_the_clusters_mean_frames(
+    frames: tuple[Tensor, Tensor], spy: Spy, distance: Distance, start: Literal["random", "uniform"]
+) -> None:
+    by_time, clusters = seeded(FeCo(distance=distance, start=start, order="time"), *frames)
+    by_cluster, _ = seeded(FeCo(distance=distance, start=start), *frames)
+    for row, length, count, labels, own in zip(by_time, frames[1], clusters, spy.assigned, by_cluster, strict=True):
+        time = [labels[:length].eq(index).nonzero().double().mean() for index in range(count)]
+        time = [torch.tensor(float(i)) if mean.isnan() else mean for i, mean in enumerate(time)]
+        assert torch.equal(row[:count], own[torch.stack(time).double().argsort(stable=True)])
+        assert not torch.equal(row[:count], own[:count])
+
+
+def test_all_frames_in_the_order_of_time_are_the_frames(frames: tuple[Tensor, Tensor]) -> None:
+    assert_close(FeCo(ratio=1.0, order="time")(*frames), frames, rtol=1e-4, atol=1e-3)
+
+
+@pytest.mark.parametrize("ratio", [0.2, 0.5])
+def test_kmeans_by_cosine_is_lloyd_with_the_most_similar_center(
+    frames: tuple[Tensor, Tensor], spy: Spy, ratio: float
+) -> None:
+    output, clusters = FeCo(ratio, distance="cos", iterations=5)(*frames)
+    for row, (length, count) in enumerate(zip(frames[1].tolist(), clusters.tolist(), strict=True)):
+        own, centers = frames[0][row, :length].double().numpy(), spy.centers[row, :count].double().numpy()
+        for _ in range(6):
+            labels = (1 - cdist(own, centers, "cosine")).argmax(1)
+            sets = [own[labels == index] for index in range(count)]
+            centers = np.stack([members.mean(0) if len(members) else own[i] for i, members in enumerate(sets)])
+        assert (labels == spy.assigned[row, :length].numpy()).mean() > 0.97
+        close = np.abs(output[row, :count].numpy() - centers).max(1) < 1e-2
+        assert close.mean() > 0.9  # rounding may decide between two similar centers
+
+
+def test_cosine_does_not_see_the_level_of_a_frame_and_survives_frames_of_zeros() -> None:
+    directions = torch.tensor([[1.0, 0.0], [0.0, 1.0]])
+    frames = (directions.repeat(10, 1) * torch.arange(1.0, 21.0).unsqueeze(1))[None]
+    output, _ = seeded(FeCo(0.1, distance="cos"), frames, seed=1)
+    assert sorted((row / row.norm()).round().tolist() for row in output[0]) in ([[0, 1], [1, 0]], [[0, 1]] * 2)
+    silent = torch.zeros(2, 20, 4, requires_grad=True)
+    means, _ = FeCo(distance="cos")(silent)
+    (slope,) = torch.autograd.grad(means.sum(), silent)
+    assert means.count_nonzero() == 0 and slope.isfinite().all()
+
+
+def test_shuffling_keeps_every_frame_and_loses_their_order(frames: tuple[Tensor, Tensor]) -> None:
+    output, valid = Shuffle()(*frames)
+    assert torch.equal(valid, frames[1])
+    for row, own, length in zip(output, frames[0], frames[1], strict=True):
+        assert torch.equal(sorted_rows(row[:length]), sorted_rows(own[:length]))
+        assert (row[:length] == own[:length]).all(1).float().mean() < 0.1
+
+
+def test_shuffling_takes_each_order_equally_often() -> None:
+    frames = torch.arange(3.0).repeat(6_000, 1)[:, :, None]
+    output, _ = seeded(Shuffle(), frames)
+    orders = (output[:, :, 0].long() * torch.tensor([9, 3, 1])).sum(1).unique(return_counts=True)[1]
+    assert len(orders) == 6 and (orders - 1_000).abs().max() < 4 * (1_000 * 5 / 6) ** 0.5
+
+
+@pytest.mark.parametrize(
+    ("make", "told"),
+    [
+        (lambda: FeCo(distance="L1"), r"distance to be 'L2' or 'cos', got 'L1'"),  # type: ignore[arg-type]
+        (lambda: FeCo(start="first"), r"start to be 'random' or 'uniform', got 'first'"),  # type: ignore[arg-type]
+        (lambda: FeCo(order="none"), r"order to be 'cluster' or 'time', got 'none'"),  # type: ignore[arg-type]
+        (lambda: WarpedFeCo(init="tz"), r"init to be 'ts' or 'random', got 'tz'"),  # type: ignore[arg-type]
+        (lambda: WarpedFeCo(1.5), r"a ratio in \(0, 1\], got 1.5"),
+    ],
+)
+def test_words_without_meaning_are_refused(make: Callable[[], Defense], told: str) -> None:
+    with pytest.raises(ValueError, match=f"Expected {told}"):
+        make()
+
+
+@pytest.mark.parametrize("make", [FeCo, Shuffle, WarpedFeCo])
+def test_what_acts_on_frames_refuses_samples(make: Callable[..., Defense]) -> None:
+    with pytest.raises(ValueError, match=r"acts on frames: expected a stage .* such as 'raw', got 'waveform'"):
+        make(after="waveform")
+
+
+@pytest.mark.parametrize("make", [FeCo, Shuffle, WarpedFeCo])
+@pytest.mark.parametrize("stage", ["raw", "delta", "cmvn", "final"])
+def test_feature_compression_acts_at_every_stage_of_a_front_end(
+    make: Callable[..., Defense], stage: str, speech: Speech
+) -> None:
+    class Half(torch.nn.Module):
+        def forward(self, signal: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
+            return 0.5 * signal, lengths
+
+    stages = {"raw": LogMel().stages["raw"], "delta": Half(), "cmvn": Half(), "final": Half()}
+    chain = Recognizer(FrontEnd(stages), AudioNet(), ClosedSet(32, 2), [make(after=stage)]).chain()
+    order = [module.after if isinstance(module, Defense) else name for name, module in zip("abcde", chain, strict=True)]
+    assert order.index(stage) == list(stages).index(stage) + 1
+    defense = make(after=stage)
+    signal, lengths = stages["raw"](*speech)
+    assert seeded(defense, signal, lengths)[0].isfinite().all()
+
+
+# warped k-means
+
+
+def trace_by_hand(frames: np.ndarray, count: int) -> list[int]:
+    """The rule of trace segmentation, frame by frame."""
+    path = [0.0]
+    for before, after in pairwise(frames):
+        path.append(path[-1] + float(np.sqrt(((after - before) ** 2).sum())))
+    starts, frame = [], 0
+    for segment in range(count):
+        while frame < len(path) and path[frame] < segment * path[-1] / count:
+            frame += 1
+        starts.append(frame)
+        frame += 1
+    for segment in range(count):
+        starts[segment] = min(starts[segment], len(frames) - count + segment)
+    return starts
+
+
+def warp_by_hand(frames: np.ndarray, starts: list[int], sweeps: int = 50) -> list[int]:
+    """The rule of warped k-means: segments, sides and frames one after the other, means and counts kept up to date."""
+    edges, count = [*starts, len(frames)], len(starts)
+    means = [frames[a:b].mean(0) for a, b in pairwise(edges)]
+    sizes = [b - a for a, b in pairwise(edges)]
+
+    def moves(frame: np.ndarray, source: int, target: int) -> bool:
+        n, m = sizes[source], sizes[target]
+        if n < 2:
+            return False
+        gain = ((frame - means[target]) ** 2).sum() * m / (m + 1) - ((frame - means[source]) ** 2).sum() * n / (n - 1)
+        if gain >= 0:
+            return False
+        means[target] = means[target] + (frame - means[target]) / (m + 1)
+        means[source] = means[source] - (frame - means[source]) / (n - 1)
+        sizes[source], sizes[target] = n - 1, m + 1
+        return True
+
+    for _ in range(sweeps):
+        before = list(edges)
+        for segment in range(count):
+            if segment > 0:
+                for _ in range(sizes[segment] // 2):
+                    if not moves(frames[edges[segment]], segment, segment - 1):
+                        break
+                    edges[segment] += 1
+            if segment < count - 1:
+                for _ in range(sizes[segment] // 2):
+                    if not moves(frames[edges[segment + 1] - 1], segment, segment + 1):
+                        break
+                    edges[segment + 1] -= 1
+        if edges == before:
+            break
+    return edges[:-1]
+
+
+def found_starts(defense: WarpedFeCo, frames: Tensor, lengths: Tensor) -> list[list[int]]:
+    segments = defense.counts(lengths)
+    starts = defense.starts(frames, lengths, segments, defense.count(frames.shape[1]))
+    return [row[:count].tolist() for row, count in zip(starts, segments, strict=True)]
+
+
+@pytest.mark.parametrize("sweeps", [1, 2, 50])
+def test_warped_kmeans_is_the_rule_by_hand_on_random_inputs(sweeps: int) -> None:
+    generator = np.random.default_rng(0)
+    moved = 0
+    for _ in range(4):
+        lengths = generator.integers(1, 80, 25)
+        dims, ratio = int(generator.integers(1, 6)), float(generator.uniform(0.05, 0.9))
+        frames = torch.zeros(25, int(lengths.max()), dims, dtype=torch.float64)
+        for row, length in zip(frames, lengths, strict=True):  # noise around levels that jump
+            levels = generator.normal(0, 3, (length // 7 + 1, dims)).repeat(7, 0)[:length]
+            row[:length] = torch.from_numpy(levels + generator.normal(size=(length, dims)))
+        defense = WarpedFeCo(ratio, sweeps=sweeps)
+        for row, length, starts in zip(
+            frames, lengths, found_starts(defense, frames, torch.from_numpy(lengths)), strict=True
+        ):
+            own = row[:length].numpy()
+            first = trace_by_hand(own, defense.count(int(length)))
+            assert starts == warp_by_hand(own, first, sweeps)
+            moved += starts != first
+    assert moved > 50
+
+
+def test_warped_kmeans_is_the_rule_by_hand_on_speech_and_from_any_start(frames: tuple[Tensor, Tensor]) -> None:
+    for init in ("ts", "random"):
+        defense = WarpedFeCo(0.2, init=init)  # type: ignore[arg-type]
+        defense.seed(0)
+        found = found_starts(defense, *frames)
+        defense.seed(0)
+        defense.sweeps = 0
+        starts = found_starts(defense, *frames)
+        for row, length, first, last in zip(frames[0].double().numpy(), frames[1], starts, found, strict=True):
+            if init == "ts":
+                assert first == trace_by_hand(row[:length], len(first))
+            assert last == warp_by_hand(row[:length], first) != first
+
+
+def test_segments_start_at_0_and_are_never_empty(frames: tuple[Tensor, Tensor]) -> None:
+    jump = frames[0].clone()
+    jump[:, 5:] = jump[:, 4:5] + 1e-3  # the whole path lies at the beginning: starts are pulled forward
+    still = torch.full_like(jump, 3.0)  # no path at all
+    for signal in (frames[0], jump, still):
+        for init in ("ts", "random"):
+            for ratio in (0.01, 0.2, 0.9, 1.0):
+                for starts, length in zip(
+                    found_starts(WarpedFeCo(ratio, init=init), signal, frames[1]),  # type: ignore[arg-type]
+                    frames[1],
+                    strict=True,
+                ):
+                    assert starts[0] == 0 and starts[-1] < length
+                    assert all(a < b for a, b in pairwise(starts))
+
+
+def test_random_segments_start_at_each_frame_equally_often() -> None:
+    defense = WarpedFeCo(0.3, init="random", sweeps=0)
+    defense.seed(0)
+    starts = torch.tensor(found_starts(defense, torch.zeros(3_000, 11, 1), torch.full((3_000,), 11)))
+    assert (starts[:, 0] == 0).all()
+    share = starts[:, 1:].flatten().bincount(minlength=11)[1:] / 6_000
+    assert (share - 0.1).abs().max() < 4 * (0.1 * 0.9 / 6_000) ** 0.5
+
+
+def test_warping_gives_the_means_of_its_runs_in_time_with_the_gradient_of_the_means(
+    frames: tuple[Tensor, Tensor],
+) -> None:
+    defense, leaf = WarpedFeCo(), frames[0].requires_grad_()
+    output, clusters = defense(leaf, frames[1])
+    weights = torch.randn(output.shape, generator=torch.Generator().manual_seed(0))
+    (slope,) = torch.autograd.grad((output * weights).sum(), leaf)
+    found = found_starts(defense, *frames)
+    for row, starts, length, count, out, weight, own in zip(
+        leaf.detach(), found, frames[1].tolist(), clusters, output, weights, slope, strict=True
+    ):
+        edges = list(pairwise([*starts, length]))
+        assert_close(out[:count], torch.stack([row[a:b].mean(0) for a, b in edges]), rtol=1e-5, atol=1e-4)
+        spread = torch.cat([(weight[i] / (b - a)).expand(b - a, -1) for i, (a, b) in enumerate(edges)])
+        assert_close(own[:length], spread, rtol=1e-5, atol=1e-5)
+
+
+def test_warping_does_not_compress_at_a_ratio_of_1(frames: tuple[Tensor, Tensor]) -> None:
+    for init in ("ts", "random"):
+        assert_close(WarpedFeCo(1.0, init=init)(*frames), frames)  # type: ignore[arg-type]
+
+
+def test_frames_that_tie_do_not_move_for_ever() -> None:
+    frames = torch.tensor([0.1, 0.1, 0.1, 0.7, 0.7, 0.7, 0.7, 0.1, 0.1, 0.1, 0.1, 0.1])[None, :, None].expand(1, 12, 5)
+    once, always = (WarpedFeCo(0.25, sweeps=sweeps)(frames)[0] for sweeps in (20, 2_000))
+    assert torch.equal(once, always)

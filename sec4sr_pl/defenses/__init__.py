@@ -1,8 +1,9 @@
 """Input and feature transformations that stand inside a recognizer."""
 
 from sec4sr_pl.defenses.base import Defense
-from sec4sr_pl.defenses.feco import FeCo
+from sec4sr_pl.defenses.feco import FeCo, Shuffle
 from sec4sr_pl.defenses.filters import AverageSmoothing, BandPass, Downsampling, LowPass
+from sec4sr_pl.defenses.warped import WarpedFeCo
 from sec4sr_pl.defenses.waveform import BitDepthReduction, GaussianNoise, MedianSmoothing, Quantization
 
 __all__ = [
@@ -16,4 +17,6 @@ __all__ = [
     "LowPass",
     "MedianSmoothing",
     "Quantization",
+    "Shuffle",
+    "WarpedFeCo",
 ]

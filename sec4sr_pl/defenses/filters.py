@@ -132,7 +132,8 @@ class Convolution(torch.autograd.Function):
         ctx.size = next_fast_len(time + len(impulse) - 1, real=True)
         spectrum = torch.fft.rfft(impulse, ctx.size)
         ctx.save_for_backward(spectrum)
-        return torch.fft.irfft(torch.fft.rfft(signal, ctx.size) * spectrum, ctx.size)[:, :time]
+        convolved: Tensor = torch.fft.irfft(torch.fft.rfft(signal, ctx.size) * spectrum, ctx.size)
+        return convolved[:, :time]
 
     @staticmethod
     @once_differentiable
