@@ -2,6 +2,7 @@
 
 import copy
 import pickle
+import sys
 from collections.abc import Callable
 from fractions import Fraction
 from itertools import pairwise
@@ -37,6 +38,7 @@ from sec4sr_pl.defenses import (
     WarpedFeCo,
 )
 from sec4sr_pl.defenses import feco as feco_module
+from sec4sr_pl.defenses import warped as warped_module
 from sec4sr_pl.defenses.feco import Distance
 from sec4sr_pl.defenses.filters import Butterworth, Filter
 from sec4sr_pl.draws import normal
@@ -1028,3 +1030,14 @@ def test_frames_that_tie_do_not_move_for_ever() -> None:
     frames = torch.tensor([0.1, 0.1, 0.1, 0.7, 0.7, 0.7, 0.7, 0.1, 0.1, 0.1, 0.1, 0.1])[None, :, None].expand(1, 12, 5)
     once, always = (WarpedFeCo(0.25, sweeps=sweeps)(frames)[0] for sweeps in (20, 2_000))
     assert torch.equal(once, always)
+
+
+def test_the_compiled_rule_is_the_rule_and_numba_may_be_missing(
+    frames: tuple[Tensor, Tensor], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    compiled = WarpedFeCo()(*frames)
+    warped_module.compiled_warp.cache_clear()
+    monkeypatch.setitem(sys.modules, "numba", None)
+    assert warped_module.compiled_warp() is warped_module.warp
+    assert_close(WarpedFeCo()(*frames), compiled, rtol=0, atol=0)
+    warped_module.compiled_warp.cache_clear()

@@ -1,6 +1,7 @@
 """FeCo by warped k-means: an utterance is cut into runs of frames, each replaced by its mean."""
 
-from typing import Literal
+from functools import cache
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -37,84 +38,69 @@ def random_segmentation(keys: list[int], lengths: Tensor, segments: Tensor, size
     return pad(drawn.sort(1).values, (1, 0))
 
 
-def move_edges(
-    frames: Floats, sums: Floats, edges: Integers, rows: Integers, index: Integers, step: int, least: Floats
-) -> NDArray[np.bool_]:
-    """Move edges one frame at a time while that brings frames closer to the means of their segments.
+def warp(frames: Floats, edges: Integers, segments: Integers, sweeps: int) -> None:
+    """Warped k-means, the rule in plain loops: `edges` move until no segment gives a frame to a neighbor.
 
-    The segment behind an edge (`step` 1) or before it (-1) offers up to half of its frames to the other.
+    A sweep goes through the segments in order; each offers up to half of its frames, its first ones to the segment
+    before it, then its last ones to the one behind, until one would not come closer to the means.
 
     Args:
         frames: (batch, frames, dims).
-        sums: (batch, frames + 1, dims) of the frames before each.
-        edges: (batch, segments + 1), changed in place.
-        rows: of each edge.
-        index: of each edge in its row.
-        step: direction.
-        least: (batch,) a smaller gain is rounding.
-
-    Returns:
-        Whether each edge moved.
+        edges: (batch, size + 1) starts of segments, then the end of the last; changed in place.
+        segments: (batch,) how many of `size` each row has.
+        sweeps: the most sweeps.
     """
-    left, place, right = edges[rows, index - 1], edges[rows, index], edges[rows, index + 1]
-    last = place + step * ((right - place if step > 0 else place - left) // 2)
-    live = np.flatnonzero(place != last)
-    while live.size:
-        row, at = rows[live], place[live]
-        before, after = at - left[live], right[live] - at
-        middle, means = sums[row, at], []
-        means.append((middle - sums[row, left[live]]) / before[:, None])
-        means.append((sums[row, right[live]] - middle) / after[:, None])
-        frame = frames[row, at if step > 0 else at - 1]
-        near, far = (((frame - mean) ** 2).sum(1) for mean in means)
-        if step > 0:
-            change = near * before / (before + 1) - far * after / (after - 1)
-        else:
-            change = far * after / (after + 1) - near * before / (before - 1)
-        live = live[change < -least[row]]
-        place[live] += step
-        live = live[place[live] != last[live]]
-    moved: NDArray[np.bool_] = place != edges[rows, index]
-    edges[rows, index] = place
-    return moved
+    dims = frames.shape[2]
+    for row in range(len(frames)):
+        x, edge, count = frames[row], edges[row], segments[row]
+        means = np.zeros((count, dims))
+        energy = 0.0
+        for i in range(count):
+            for frame in range(edge[i], edge[i + 1]):
+                for dim in range(dims):
+                    means[i, dim] += x[frame, dim] / (edge[i + 1] - edge[i])
+                    energy += x[frame, dim] ** 2
+        least = 1e-12 * energy / edge[count]  # less is rounding, by which ties could move for ever
+        for _ in range(sweeps):
+            moved = False
+            for i in range(count):
+                for side in (1, -1):  # the first frames, the last frames
+                    other, border = i - side, i if side == 1 else i + 1
+                    if other < 0 or other == count:
+                        continue
+                    for _ in range((edge[i + 1] - edge[i]) // 2):
+                        frame = edge[border] if side == 1 else edge[border] - 1
+                        own, others = edge[i + 1] - edge[i], edge[other + 1] - edge[other]
+                        far = near = 0.0
+                        for dim in range(dims):
+                            far += (x[frame, dim] - means[i, dim]) ** 2
+                            near += (x[frame, dim] - means[other, dim]) ** 2
+                        if far * own / (own - 1) - near * others / (others + 1) <= least:
+                            break
+                        for dim in range(dims):
+                            means[i, dim] -= (x[frame, dim] - means[i, dim]) / (own - 1)
+                            means[other, dim] += (x[frame, dim] - means[other, dim]) / (others + 1)
+                        edge[border] += side
+                        moved = True
+            if not moved:
+                break
 
 
-def warp(frames: Floats, starts: Integers, lengths: Integers, segments: Integers, sweeps: int) -> Integers:
-    """Warped k-means: the starts of segments, (batch, size), at which no segment gives a frame to a neighbor.
-
-    A sweep goes through the segments in order; each offers its first frames to the segment before it, then its last
-    ones to the one behind, until one is refused. Sweeps follow until nothing moves. A segment reads no edge that is
-    touched three segments further, so sweep s works on segment i while sweep s - 1 works on i + 3: one pass, vectorized
-    over utterances and sweeps, with the result of the sweeps one by one. Segments near which nothing has moved since
-    they were looked at are passed over.
-    """
-    size = starts.shape[1]
-    edges = np.where(np.arange(size + 1) < segments[:, None], np.pad(starts, ((0, 0), (0, 1))), lengths[:, None])
-    sums = np.pad(frames, ((0, 0), (1, 0), (0, 0))).cumsum(1)
-    least = 1e-12 * (frames**2).sum((1, 2)) / lengths
-    real = np.pad(np.arange(size) < segments[:, None], ((0, 0), (2, 2)))  # two more at both ends spare the borders
-    waiting = real.copy()
-    for step in range(size + 3 * sweeps):
-        if not waiting.any():
-            break
-        sweep = np.arange(max(0, -((size - 1 - step) // 3)), min(step // 3, sweeps - 1) + 1)
-        segment = step - 3 * sweep
-        rows, columns = np.nonzero(waiting[:, segment + 2])
-        current = segment[columns]
-        waiting[rows, current + 2] = False
-        for side, has in ((1, current > 0), (-1, current < segments[rows] - 1)):
-            row, index = rows[has], current[has] + (side < 0)
-            moved = move_edges(frames, sums, edges, row, index, side, least)
-            row, index = row[moved], index[moved]
-            for reader in range(4):  # the segments that read this edge: two before it, two behind
-                waiting[row, index + reader] = real[row, index + reader]
-    return edges[:, :-1].copy()
+@cache
+def compiled_warp() -> Any:
+    """`warp` by numba where that is installed; else as it is, with the same numbers but slow."""
+    try:
+        from numba import njit
+    except ImportError:
+        return warp
+    return njit(warp)
 
 
 class WarpedFeCo(Compression):
     """Feature compression by warped k-means: max(1, floor(n * ratio)) means of runs of frames, in the order of time.
 
-    The gradient is that of the means; the runs are constant. They are searched on the CPU, in double precision.
+    The gradient is that of the means; the runs are constant. They are searched on the CPU, in double precision,
+    fast where numba is installed (`pip install 'sec4sr_pl[fast]'`).
 
     Args:
         ratio: runs a frame, in (0, 1].
@@ -154,6 +140,6 @@ class WarpedFeCo(Compression):
             starts = trace_segmentation(frames, lengths, segments, size)
         else:
             starts = random_segmentation(self.draws.keys(len(frames)), lengths, segments, size, frames.shape[1])
-        arrays = [tensor.cpu().numpy() for tensor in (frames, starts, lengths, segments)]
-        found = warp(arrays[0], arrays[1], arrays[2], arrays[3], self.sweeps)
-        return torch.from_numpy(found).to(lengths.device)
+        edges = torch.where(valid_mask(segments, size + 1), pad(starts, (0, 1)), lengths.unsqueeze(1)).cpu()
+        compiled_warp()(frames.cpu().contiguous().numpy(), edges.numpy(), segments.cpu().numpy(), self.sweeps)
+        return edges[:, :-1].to(lengths.device).contiguous()
