@@ -169,6 +169,16 @@ def test_the_draws_of_a_row_do_not_depend_on_its_padding(row: Row, signal: tuple
         assert_close(*outputs, rtol=1e-4, atol=1e-4)
 
 
+def test_scores_behind_it_do_not_depend_on_padding(row: Row, make_recognizer: MakeRecognizer, speech: Speech) -> None:
+    recognizer = make_recognizer(defenses=[row.make()])
+    for index, length in enumerate(speech[1].tolist()) if not row.randomized else [(0, int(speech[1][0]))]:
+        recognizer.seed(0)
+        together = recognizer(torch.nn.functional.pad(speech[0], (0, 1_003)), speech[1])[index]
+        recognizer.seed(0)
+        alone = recognizer(speech[0][index : index + 1, :length])[0]
+        assert ((together - alone).abs() <= 1e-4 * alone.abs().clamp_min(1.0)).all()
+
+
 def test_no_lengths_means_full_lengths(row: Row, signal: tuple[Tensor, Tensor]) -> None:
     defense, frames = row.make(), signal[0][:, : int(signal[1].min())]
     output, valid = seeded(defense, frames)

@@ -123,7 +123,11 @@ class Downsampling(Filter):
 
 
 class Convolution(torch.autograd.Function):
-    """Causal convolution of rows with an impulse response by FFT; the gradient is the correlation."""
+    """Causal convolution of rows with an impulse response by FFT; the gradient is the correlation.
+
+    Both in double precision: a logarithmic front end would make scores of the rounding error of a single-precision FFT,
+    all that it leaves in a stopband, which depends on the padded size.
+    """
 
     @staticmethod
     def forward(ctx: Any, signal: Tensor, impulse: Tensor) -> Tensor:
@@ -132,16 +136,16 @@ class Convolution(torch.autograd.Function):
         ctx.size = next_fast_len(time + len(impulse) - 1, real=True)
         spectrum = torch.fft.rfft(impulse, ctx.size)
         ctx.save_for_backward(spectrum)
-        convolved: Tensor = torch.fft.irfft(torch.fft.rfft(signal, ctx.size) * spectrum, ctx.size)
-        return convolved[:, :time]
+        convolved: Tensor = torch.fft.irfft(torch.fft.rfft(signal.double(), ctx.size) * spectrum, ctx.size)
+        return convolved[:, :time].to(signal.dtype)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
         """The impulse response has no gradient."""
         (spectrum,) = ctx.saved_tensors
-        correlated = torch.fft.irfft(torch.fft.rfft(gradient, ctx.size) * spectrum.conj(), ctx.size)
-        return correlated[:, : gradient.shape[1]], None
+        correlated = torch.fft.irfft(torch.fft.rfft(gradient.double(), ctx.size) * spectrum.conj(), ctx.size)
+        return correlated[:, : gradient.shape[1]].to(gradient.dtype), None
 
 
 class Butterworth(Filter):
@@ -187,7 +191,7 @@ class Butterworth(Filter):
     def transform(self, signal: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
         """Filtered from rest; causal, so that padding at the end has no say."""
         with torch.autocast(signal.device.type, enabled=False):
-            filtered = Convolution.apply(mask_padding(signal, lengths), self.impulse.to(signal))
+            filtered = Convolution.apply(mask_padding(signal, lengths), self.impulse.to(signal.device, torch.float64))
         return filtered.clamp(-1.0, 1.0), lengths
 
 
