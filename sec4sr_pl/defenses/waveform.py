@@ -121,17 +121,18 @@ def median(values: list[Tensor]) -> Tensor:
 
 
 class RunningMedian(torch.autograd.Function):
-    """The median of a window around each sample, zeros beyond both ends; its gradient is that of the sample it is."""
+    """The median of a window around each sample, zeros beyond both ends; its gradient is that of the sample it is.
+
+    On a CPU rows go through one by one, which its cache holds.
+    """
 
     @staticmethod
     def forward(ctx: Any, signal: Tensor, kernel_size: int) -> Tensor:
-        """(batch, time) -> (batch, time), on a CPU row by row, which its cache holds."""
+        """(batch, time) -> (batch, time)."""
+        ctx.kernel_size, ctx.rows = kernel_size, 1 if signal.device.type == "cpu" else max(1, len(signal))
         padded = pad(signal, (kernel_size // 2, kernel_size // 2))
-        rows = torch.split(padded, 1 if signal.device.type == "cpu" else max(1, len(signal)))
-        shifts, time = range(kernel_size), signal.shape[1]
-        medians = torch.cat([median([row[:, shift : shift + time] for shift in shifts]) for row in rows])
+        medians = torch.cat([median(windows(row, kernel_size)) for row in torch.split(padded, ctx.rows)])
         ctx.save_for_backward(padded, medians)
-        ctx.kernel_size = kernel_size
         return medians
 
     @staticmethod
@@ -139,13 +140,21 @@ class RunningMedian(torch.autograd.Function):
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
         """To the first sample of the window that equals the median."""
         padded, medians = ctx.saved_tensors
-        time, half = gradient.shape[1], ctx.kernel_size // 2
         slope = torch.zeros_like(padded)
-        for shift in range(ctx.kernel_size):
-            own = torch.where(padded[:, shift : shift + time] == medians, gradient, 0.0)
-            slope[:, shift : shift + time] += own
-            gradient = gradient - own
-        return slope[:, half : half + time], None
+        parts = (torch.split(tensor, ctx.rows) for tensor in (padded, medians, gradient, slope))
+        for row, found, left, own in zip(*parts, strict=True):
+            for window, sink in zip(windows(row, ctx.kernel_size), windows(own, ctx.kernel_size), strict=True):
+                given = torch.where(window == found, left, 0.0)
+                sink += given
+                left = left - given
+        half = ctx.kernel_size // 2
+        return slope[:, half : half + gradient.shape[1]], None
+
+
+def windows(padded: Tensor, size: int) -> list[Tensor]:
+    """Views of (batch, time + size - 1): the first sample of each window, the second, ..., each (batch, time)."""
+    time = padded.shape[1] - size + 1
+    return [padded[:, shift : shift + time] for shift in range(size)]
 
 
 class MedianSmoothing(Defense):
