@@ -25,12 +25,13 @@ def assign(frames: Tensor, centers: Tensor, clusters: Tensor, distance: Distance
 
 def cluster_means(frames: Tensor, assigned: Tensor, valid: Tensor, size: int) -> Tensor:
     """Means of clusters, (batch, size, dims), differentiable; an empty cluster i gives frame i."""
-    index = assigned.masked_fill(~valid, size)  # padding goes to a cluster that is thrown away
-    counts = frames.new_zeros(len(frames), size + 1).scatter_add(1, index, torch.ones_like(index, dtype=frames.dtype))
-    sums = frames.new_zeros(len(frames), size + 1, frames.shape[2])
-    sums = sums.scatter_add(1, index.unsqueeze(2).expand_as(frames), frames)
-    counts = counts[:, :size, None]
-    return torch.where(counts > 0, sums[:, :size] / counts.clamp_min(1), frames[:, :size])
+    batch, dims = len(frames), frames.shape[2]
+    rows = (size + 1) * torch.arange(batch, device=frames.device).unsqueeze(1)
+    index = (assigned.masked_fill(~valid, size) + rows).flatten()  # padding goes to a cluster that is thrown away
+    counts = frames.new_zeros(batch * (size + 1)).index_add(0, index, frames.new_ones(len(index)))
+    sums = frames.new_zeros(batch * (size + 1), dims).index_add(0, index, frames.reshape(-1, dims))
+    counts, sums = counts.reshape(batch, size + 1, 1)[:, :size], sums.reshape(batch, size + 1, dims)[:, :size]
+    return torch.where(counts > 0, sums / counts.clamp_min(1), frames[:, :size])
 
 
 @torch.no_grad()
