@@ -16,11 +16,10 @@ Distance = Literal["L2", "cos"]
 
 def assign(frames: Tensor, centers: Tensor, clusters: Tensor, distance: Distance = "L2") -> Tensor:
     """The nearest center of each frame, (batch, frames), among the first `clusters` of each row."""
-    if distance == "cos":
-        distances = -frames @ normalize(centers, dim=2).transpose(1, 2)  # a frame's own norm does not matter
-    else:
-        distances = centers.square().sum(2).unsqueeze(1) - 2.0 * frames @ centers.transpose(1, 2)
-    return distances.masked_fill(~valid_mask(clusters, centers.shape[1]).unsqueeze(1), torch.inf).argmin(2)
+    centers = normalize(centers, dim=2) if distance == "cos" else centers  # a frame's own norm does not matter
+    squares = torch.zeros_like(centers[..., 0]) if distance == "cos" else centers.square().sum(2)
+    offset = squares.masked_fill(~valid_mask(clusters, centers.shape[1]), torch.inf).unsqueeze(1)
+    return torch.baddbmm(offset, frames, centers.transpose(1, 2), alpha=-2.0).argmin(2)
 
 
 def cluster_means(frames: Tensor, assigned: Tensor, valid: Tensor, size: int) -> Tensor:
