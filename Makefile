@@ -23,6 +23,7 @@ lint: $(VENV)/.dev
 bench: $(VENV)/.test
 	$(BIN)/python benchmarks/power_spectrum.py
 	$(BIN)/python benchmarks/prefilter.py
+	$(BIN)/python benchmarks/defenses.py
 	$(BIN)/python benchmarks/pgd.py
 	$(BIN)/python benchmarks/adversarial_step.py
 	$(BIN)/python benchmarks/overhead.py

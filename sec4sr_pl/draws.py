@@ -23,6 +23,10 @@ class Draws:
         """Restart."""
         self.generator.manual_seed(seed)
 
+    def keys(self, count: int) -> list[int]:
+        """A seed for each of `count` rows; that of a row does not depend on how many follow."""
+        return torch.randint(2**62, (count,), generator=self.generator).tolist()
+
     def __getstate__(self) -> Tensor:
         return self.generator.get_state()
 
@@ -40,4 +44,19 @@ def uniform(keys: Sequence[int], like: Tensor) -> Tensor:
     """
     generator = torch.Generator()
     rows = [torch.rand(like.shape[1:], generator=generator.manual_seed(seed), dtype=torch.float32) for seed in keys]
+    return torch.stack(rows).to(like)
+
+
+def normal(keys: Sequence[int], like: Tensor) -> Tensor:
+    """Standard normal draws of the shape of `like`, (batch, time), each row from its own key; the same on any device.
+
+    The draws of a row's valid samples do not depend on its padding.
+
+    Args:
+        keys: one a row.
+        like: gives shape, type and device.
+    """
+    generator, time = torch.Generator(), like.shape[1]
+    size = 16 * (time // 16 + 1)  # torch draws in blocks of 16, and what is left over in another way
+    rows = [torch.randn(size, generator=generator.manual_seed(seed), dtype=torch.float32)[:time] for seed in keys]
     return torch.stack(rows).to(like)

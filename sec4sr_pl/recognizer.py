@@ -7,9 +7,16 @@ import torch
 from torch import Tensor, nn
 
 from sec4sr_pl.defenses.base import Defense
+from sec4sr_pl.draws import key
 from sec4sr_pl.features import FrontEnd
 from sec4sr_pl.scoring import ClosedSet, Scorer
 from sec4sr_pl.types import REJECT, full_lengths
+
+
+def best_above(scores: Tensor, threshold: Tensor) -> Tensor:
+    """The best speaker of each row of (batch, speakers) scores if its score is above the threshold, else `REJECT`."""
+    best, index = scores.max(dim=1)
+    return torch.where(best > threshold, index, REJECT)
 
 
 class Recognizer(nn.Module):
@@ -122,8 +129,7 @@ class Recognizer(nn.Module):
 
     def decide(self, scores: Tensor) -> Tensor:
         """The best speaker of (batch, speakers) scores if its score is above the threshold, else `REJECT`."""
-        best, index = scores.max(dim=1)
-        return torch.where(best > self.scorer.threshold, index, REJECT)
+        return best_above(scores, self.scorer.threshold)
 
     def fused(self) -> "Recognizer":
         """The same function in eval mode, as fast as the backbone can be with frozen weights; for an attack."""
@@ -143,4 +149,87 @@ class Recognizer(nn.Module):
         other = Recognizer(self.features, self.backbone, scorer, defenses)
         other.defenses.train(self.training)
         other.training = self.training  # not train(): what is shared keeps its own flags
+        return other
+
+
+class Ensemble(nn.Module):
+    """The mean of the scores of several recognizers, with the gradient of every one.
+
+    Of one recognizer behind several defenses it is SEC4SR's "average" of defenses; of several recognizers it is a
+    surrogate for attacks that transfer. Wherever a system is scored, attacked or evaluated it stands for a
+    `Recognizer`.
+
+    Args:
+        members: recognizers of the same speakers in the same order. Their scores are averaged as they are: bring those
+            of different scorers to one scale first.
+
+    Raises:
+        ValueError: no member, or members of different speakers.
+
+    Attributes:
+        scorer: the members' speakers, and a threshold of the ensemble's own. It starts as the mean of theirs: calibrate
+            it on the ensemble's scores.
+    """
+
+    def __init__(self, members: Sequence[Recognizer]) -> None:
+        super().__init__()
+        if not members:
+            raise ValueError("Expected at least one member, got none")
+        speakers = members[0].scorer.speakers
+        for index, member in enumerate(members):
+            if member.scorer.speakers != speakers:
+                raise ValueError(f"Expected members of the same speakers, but member {index} has others than member 0")
+        self.members = nn.ModuleList(members)
+        self.scorer = Scorer(speakers)
+        self.scorer.threshold = torch.stack([member.scorer.threshold for member in members]).mean(0)
+
+    @property
+    def defenses(self) -> list[Defense]:
+        """The defenses of all members."""
+        return [defense for member in self.members for defense in member.defenses]  # type: ignore[union-attr]
+
+    @property
+    def minimum_samples(self) -> int:
+        """Samples of the shortest utterance that every member can score."""
+        return self._strictest.minimum_samples
+
+    @property
+    def _strictest(self) -> Recognizer:
+        """The member that needs the longest utterances."""
+        return max(self.members, key=lambda member: member.minimum_samples)  # type: ignore[arg-type, return-value]
+
+    @property
+    def randomized(self) -> bool:
+        """Whether two calls on the same waveform may differ."""
+        return any(defense.randomized for defense in self.defenses)
+
+    def seed(self, seed: int) -> None:
+        """Restart the generators of every member, each with a seed of its own."""
+        for index, member in enumerate(self.members):
+            member.seed(key(seed, index) >> 1)  # type: ignore[operator]  # a chain counts up from its seed
+
+    def check(self, waveforms: Tensor, lengths: Tensor | None = None, names: Sequence[str] | None = None) -> None:
+        """Refuse what a member can't score, as `Recognizer.check` does."""
+        self._strictest.check(waveforms, lengths, names)
+
+    def forward(self, waveforms: Tensor, lengths: Tensor | None = None) -> Tensor:
+        """Mean scores, (batch, speakers)."""
+        return torch.stack([member(waveforms, lengths) for member in self.members]).mean(0)
+
+    def decide(self, scores: Tensor) -> Tensor:
+        """The best speaker of (batch, speakers) scores if its score is above the threshold, else `REJECT`."""
+        return best_above(scores, self.scorer.threshold)
+
+    def fused(self) -> "Ensemble":
+        """The same function in eval mode with frozen weights, of the members' fused forms; for an attack."""
+        fast = copy.copy(self)
+        members = nn.ModuleList(member.fused() for member in self.members)  # type: ignore[operator]
+        fast._modules = {**self._modules, "members": members}
+        return fast
+
+    def with_defenses(self, defenses: Sequence[Defense]) -> "Ensemble":
+        """The same members, each behind its own copy of other defenses; scorers as in `Recognizer.with_defenses`."""
+        other = Ensemble([member.with_defenses(copy.deepcopy(list(defenses))) for member in self.members])  # type: ignore[operator]
+        other.scorer.load_state_dict(self.scorer.state_dict())
+        other.training = other.members.training = other.scorer.training = self.training
         return other

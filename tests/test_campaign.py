@@ -21,9 +21,9 @@ from sec4sr_pl.attacks import FGSM, PGD, Attack, CWinf
 from sec4sr_pl.backbones import AudioNet
 from sec4sr_pl.data.base import Utterances, collate
 from sec4sr_pl.data.manifest import DataError, label, scan
-from sec4sr_pl.defenses import FeCo, Quantization
+from sec4sr_pl.defenses import Defense, FeCo, GaussianNoise, Quantization
 from sec4sr_pl.features import LogMel
-from sec4sr_pl.recognizer import Recognizer
+from sec4sr_pl.recognizer import Ensemble, Recognizer
 from sec4sr_pl.robustness import Campaign, CampaignError, Summary, summarize
 from sec4sr_pl.robustness.campaign import BENIGN, distortion
 from sec4sr_pl.robustness.tables import MEASURES, Rate, Row, notes, write_summary
@@ -470,6 +470,19 @@ def test_a_randomized_campaign_leaves_the_same_bytes_twice_and_other_bytes_for_a
     assert finish(make("second", defenses=[FeCo(0.5)], **settings)) == first
     third = finish(make("third", defenses=[FeCo(0.5)], seed=1, **settings))
     assert {path for path in first if path.endswith(".wav") and first[path] != third[path]}
+
+
+def test_an_ensemble_takes_part_in_a_campaign_and_leaves_the_same_bytes_twice(
+    recognizer: Recognizer, data: Utterances, tmp_path: Path
+) -> None:
+    found = []
+    for folder in ("first", "second"):
+        defenses: list[list[Defense]] = [[GaussianNoise()], [FeCo(0.5)]]
+        ensemble = Ensemble([recognizer.with_defenses(own) for own in defenses])
+        campaign = Campaign(ensemble, data, [FGSM()], tmp_path / folder, batch_size=6, draws=2, perceptual=False)
+        found.append(finish(campaign))
+    assert found[0] == found[1] and len(list(campaign.records("FGSM"))) == 12
+    assert all(record["correct_rate"] is not None for record in campaign.records("FGSM"))
 
 
 def test_attacks_without_eot_on_a_randomized_recognizer_are_called_out_by_name(make: Make) -> None:

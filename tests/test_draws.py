@@ -10,7 +10,7 @@ import pytest
 import torch
 from scipy.stats import kstest
 
-from sec4sr_pl.draws import Draws, key, uniform
+from sec4sr_pl.draws import Draws, key, normal, uniform
 
 
 def test_a_key_is_a_hash_of_its_parts_that_any_process_can_compute() -> None:
@@ -87,3 +87,22 @@ def test_draws_have_the_shape_type_and_device_of_the_example(
     rows = uniform([1, 2, 3], torch.empty(shape, dtype=dtype, device=device))
     assert (rows.shape, rows.dtype, rows.device.type) == (torch.Size(shape), dtype, device.type)
     assert torch.equal(rows.cpu(), uniform([1, 2, 3], torch.empty(shape)).to(dtype))
+
+
+def test_normal_draws_are_normal_and_a_row_depends_on_its_key_alone_not_on_its_size() -> None:
+    keys = [key("normal", index) for index in range(50)]
+    rows = normal(keys, torch.empty(50, 2_000))
+    assert kstest(rows.flatten().numpy(), "norm").pvalue > 1e-3
+    assert kstest(rows[:, 0].numpy(), "norm").pvalue > 1e-3  # over the rows, too
+    for size in (1, 7, 15, 16, 17, 33, 1_999):
+        for index in (0, 17):
+            assert torch.equal(normal([keys[index]], torch.empty(1, size))[0], rows[index, :size])
+
+
+def test_the_keys_of_the_first_rows_do_not_depend_on_how_many_follow() -> None:
+    draws = Draws()
+    draws.seed(3)
+    keys, later = draws.keys(8), draws.keys(8)
+    assert len(set(keys + later)) == 16
+    draws.seed(3)
+    assert draws.keys(3) == keys[:3]

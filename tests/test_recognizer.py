@@ -11,10 +11,12 @@ from torch import Tensor, nn
 from torch.testing import assert_close
 
 import sec4sr_pl
+from sec4sr_pl.attacks import PGD
 from sec4sr_pl.backbones import AudioNet
-from sec4sr_pl.defenses import Defense, FeCo, Quantization
+from sec4sr_pl.checkpoint import describe, rebuild
+from sec4sr_pl.defenses import AverageSmoothing, Defense, FeCo, GaussianNoise, Quantization
 from sec4sr_pl.features import LogMel
-from sec4sr_pl.recognizer import Recognizer
+from sec4sr_pl.recognizer import Ensemble, Recognizer
 from sec4sr_pl.scoring import ClosedSet, Scorer
 from sec4sr_pl.types import REJECT, full_lengths, valid_mask
 
@@ -195,6 +197,114 @@ def test_with_defenses_has_the_mode_of_the_original_and_leaves_every_flag(
     other = recognizer.with_defenses([FeCo()])
     assert {name: module.training for name, module in recognizer.named_modules()} == flags
     assert other.training == other.defenses[0].training == training
+
+
+# ensembles
+
+
+@pytest.fixture
+def ensemble(make_recognizer: MakeRecognizer) -> Ensemble:
+    """One recognizer behind two defenses, and another one."""
+    plain = make_recognizer()
+    defended = [plain.with_defenses([defense]) for defense in (AverageSmoothing(3), Quantization(64))]
+    return Ensemble([*defended, make_recognizer(seed=1)]).eval()
+
+
+def test_the_scores_and_the_gradient_of_an_ensemble_are_the_means_of_its_members(
+    ensemble: Ensemble, speech: Speech, device: torch.device
+) -> None:
+    ensemble, leaf, lengths = ensemble.to(device), speech[0].to(device).requires_grad_(), speech[1].to(device)
+    scores = ensemble(leaf, lengths)
+    (slope,) = torch.autograd.grad(scores.square().sum(), leaf)
+    own = [member(leaf, lengths) for member in ensemble.members]
+    mean = (own[0] + own[1] + own[2]) / 3
+    assert_close(scores, mean)
+    (expected,) = torch.autograd.grad(mean.square().sum(), leaf, retain_graph=True)
+    assert_close(slope, expected)
+    for member in own:  # each has its part: the gradient is not that of the first alone
+        (part,) = torch.autograd.grad((mean.detach() * member).sum(), leaf, retain_graph=True)
+        assert (slope - 2 * part).norm() > 0.1 * slope.norm() and part.norm() > 0
+
+
+def test_an_ensemble_is_invariant_to_padding(ensemble: Ensemble, speech: Speech) -> None:
+    leaf = speech[0].requires_grad_()
+    scores = ensemble(leaf, speech[1])
+    for row, waveform, length in zip(scores, speech[0], speech[1], strict=True):
+        alone = ensemble(waveform[None, :length])[0]
+        assert ((row - alone).abs() <= 1e-4 * alone.abs().clamp_min(1.0)).all()
+    (slope,) = torch.autograd.grad(scores.sum(), leaf)
+    assert slope[~valid_mask(speech[1], leaf.shape[1])].count_nonzero() == 0
+
+
+def test_an_ensemble_decides_by_its_own_threshold(make_recognizer: MakeRecognizer) -> None:
+    members = [make_recognizer(["ann", "bob"]) for _ in range(2)]
+    assert Ensemble(members).decide(torch.tensor([[-9.0, -8.0]])).tolist() == [1]
+    for member, threshold in zip(members, (0.5, 1.5), strict=True):
+        member.scorer.threshold.fill_(threshold)
+    ensemble = Ensemble(members)
+    assert ensemble.scorer.speakers == ("ann", "bob") and ensemble.scorer.threshold == 1.0
+    assert ensemble.decide(torch.tensor([[0.0, 1.1], [1.0, 0.9]])).tolist() == [1, REJECT]
+    ensemble.scorer.threshold.fill_(2.0)
+    assert ensemble.decide(torch.tensor([[0.0, 1.1]])).tolist() == [REJECT]
+
+
+def test_a_seed_repeats_an_ensemble_whose_members_draw_for_themselves(
+    make_recognizer: MakeRecognizer, speech: Speech, ensemble: Ensemble
+) -> None:
+    assert not ensemble.randomized
+    noisy = Ensemble([make_recognizer(defenses=[GaussianNoise()]) for _ in range(2)])
+    assert noisy.randomized
+    noisy.seed(3)
+    first, again = noisy(*speech), noisy(*speech)
+    noisy.seed(3)
+    assert torch.equal(noisy(*speech), first) and not torch.equal(again, first)
+    noisy.seed(3)
+    (one, _), (other, _) = (member.defenses[0](*speech) for member in noisy.members)
+    assert not torch.equal(one, other)
+
+
+def test_an_ensemble_needs_what_its_strictest_member_needs(make_recognizer: MakeRecognizer) -> None:
+    ensemble = Ensemble([make_recognizer(), make_recognizer(defenses=[FeCo(0.2)])])
+    minimum = 39 * 160 + 1
+    assert ensemble.minimum_samples == minimum
+    ensemble.check(torch.zeros(1, minimum))
+    with pytest.raises(ValueError, match=rf"Utterance 'a' has {minimum - 1} samples, .* needs at least {minimum}"):
+        ensemble.check(torch.zeros(1, minimum - 1), names=["a"])
+
+
+def test_an_ensemble_of_other_defenses_keeps_weights_threshold_and_mode(ensemble: Ensemble, speech: Speech) -> None:
+    ensemble.scorer.threshold.fill_(0.3)
+    assert [type(defense) for defense in ensemble.defenses] == [AverageSmoothing, Quantization]
+    plain = ensemble.with_defenses([])
+    assert plain.defenses == [] and plain.scorer.threshold == 0.3 and not plain.training
+    by_hand = torch.stack([member.with_defenses([])(*speech) for member in ensemble.members]).mean(0)
+    assert torch.equal(plain(*speech), by_hand)
+    drawn = ensemble.with_defenses([FeCo()])
+    assert len({id(defense) for defense in drawn.defenses}) == 3
+    ensemble.train()
+    assert ensemble.with_defenses([]).training
+
+
+def test_an_ensemble_is_fused_for_an_attack_and_lowers_its_own_loss(ensemble: Ensemble, speech: Speech) -> None:
+    assert_close(ensemble.fused()(*speech), ensemble(*speech), rtol=1e-3, atol=1e-3)
+    labels = ensemble.decide(ensemble(*speech))
+    result = PGD(epsilon=0.01, step_size=0.002, steps=5)(ensemble, speech[0], labels, speech[1])
+    assert result.achieved.float().mean() > 0.5
+    assert torch.equal(result.achieved, ensemble.decide(ensemble(result.waveforms, speech[1])) != labels)
+
+
+def test_an_ensemble_can_be_described_and_rebuilt(ensemble: Ensemble, speech: Speech) -> None:
+    twin = rebuild(describe(ensemble)).eval()
+    twin.load_state_dict(ensemble.state_dict())
+    assert torch.equal(twin(*speech), ensemble(*speech))
+
+
+def test_an_ensemble_of_nobody_or_of_different_speakers_is_refused(make_recognizer: MakeRecognizer) -> None:
+    with pytest.raises(ValueError, match=r"at least one member, got none"):
+        Ensemble([])
+    members = [make_recognizer(["ann", "bob"]), make_recognizer(["bob", "ann"])]
+    with pytest.raises(ValueError, match=r"the same speakers, but member 1 has others than member 0"):
+        Ensemble(members)
 
 
 # what is refused

@@ -1,7 +1,22 @@
 """Input and feature transformations that stand inside a recognizer."""
 
 from sec4sr_pl.defenses.base import Defense
-from sec4sr_pl.defenses.feco import FeCo
-from sec4sr_pl.defenses.waveform import Quantization
+from sec4sr_pl.defenses.feco import FeCo, Shuffle
+from sec4sr_pl.defenses.filters import AverageSmoothing, BandPass, Downsampling, LowPass
+from sec4sr_pl.defenses.warped import WarpedFeCo
+from sec4sr_pl.defenses.waveform import BitDepthReduction, GaussianNoise, MedianSmoothing, Quantization
 
-__all__ = ["Defense", "FeCo", "Quantization"]
+__all__ = [
+    "AverageSmoothing",
+    "BandPass",
+    "BitDepthReduction",
+    "Defense",
+    "Downsampling",
+    "FeCo",
+    "GaussianNoise",
+    "LowPass",
+    "MedianSmoothing",
+    "Quantization",
+    "Shuffle",
+    "WarpedFeCo",
+]

@@ -1,33 +1,47 @@
 """FeCo, feature compression: the frames of an utterance are replaced by the means of their clusters."""
 
 import math
+from typing import Literal
 
 import torch
 from torch import Tensor
+from torch.nn.functional import normalize
 
 from sec4sr_pl.defenses.base import Defense
+from sec4sr_pl.draws import uniform
 from sec4sr_pl.types import valid_mask
 
+Distance = Literal["L2", "cos"]
 
-def assign(frames: Tensor, centers: Tensor, clusters: Tensor) -> Tensor:
-    """The nearest center (L2) of each frame, (batch, frames), among the first `clusters` of each row."""
-    distances = centers.square().sum(2).unsqueeze(1) - 2.0 * frames @ centers.transpose(1, 2)
-    return distances.masked_fill(~valid_mask(clusters, centers.shape[1]).unsqueeze(1), torch.inf).argmin(2)
+
+def assign(frames: Tensor, centers: Tensor, clusters: Tensor, distance: Distance = "L2") -> Tensor:
+    """The nearest center of each frame, (batch, frames), among the first `clusters` of each row."""
+    centers = normalize(centers, dim=2) if distance == "cos" else centers  # a frame's own norm does not matter
+    squares = torch.zeros_like(centers[..., 0]) if distance == "cos" else centers.square().sum(2)
+    offset = squares.masked_fill(~valid_mask(clusters, centers.shape[1]), torch.inf).unsqueeze(1)
+    return torch.baddbmm(offset, frames, centers.transpose(1, 2), alpha=-2.0).argmin(2)
 
 
 def cluster_means(frames: Tensor, assigned: Tensor, valid: Tensor, size: int) -> Tensor:
     """Means of clusters, (batch, size, dims), differentiable; an empty cluster i gives frame i."""
-    index = assigned.masked_fill(~valid, size)  # padding goes to a cluster that is thrown away
-    counts = frames.new_zeros(len(frames), size + 1).scatter_add(1, index, torch.ones_like(index, dtype=frames.dtype))
-    sums = frames.new_zeros(len(frames), size + 1, frames.shape[2])
-    sums = sums.scatter_add(1, index.unsqueeze(2).expand_as(frames), frames)
-    counts = counts[:, :size, None]
-    return torch.where(counts > 0, sums[:, :size] / counts.clamp_min(1), frames[:, :size])
+    batch, dims = len(frames), frames.shape[2]
+    rows = (size + 1) * torch.arange(batch, device=frames.device).unsqueeze(1)
+    index = (assigned.masked_fill(~valid, size) + rows).flatten()  # padding goes to a cluster that is thrown away
+    counts = frames.new_zeros(batch * (size + 1)).index_add(0, index, frames.new_ones(len(index)))
+    sums = frames.new_zeros(batch * (size + 1), dims).index_add(0, index, frames.reshape(-1, dims))
+    counts, sums = counts.reshape(batch, size + 1, 1)[:, :size], sums.reshape(batch, size + 1, dims)[:, :size]
+    return torch.where(counts > 0, sums / counts.clamp_min(1), frames[:, :size])
 
 
 @torch.no_grad()
 def kmeans(
-    frames: Tensor, lengths: Tensor, centers: Tensor, clusters: Tensor, iterations: int, tolerance: float
+    frames: Tensor,
+    lengths: Tensor,
+    centers: Tensor,
+    clusters: Tensor,
+    iterations: int,
+    tolerance: float,
+    distance: Distance = "L2",
 ) -> Tensor:
     """Lloyd's algorithm on each row: the cluster of each frame, (batch, frames).
 
@@ -35,7 +49,7 @@ def kmeans(
     depend on the other rows.
     """
     valid = valid_mask(lengths, frames.shape[1])
-    assigned = assign(frames, centers, clusters)
+    assigned = assign(frames, centers, clusters, distance)
     running = torch.ones(len(frames), dtype=torch.bool, device=frames.device)
     for iteration in range(iterations):
         means = cluster_means(frames, assigned, valid, centers.shape[1])
@@ -44,38 +58,47 @@ def kmeans(
         if (frames.device.type == "cpu" or iteration % 8 == 7) and not running.any():  # seldom: it synchronizes a GPU
             break
         centers = torch.where(running[:, None, None], means, centers)
-        assigned = torch.where(running[:, None], assign(frames, centers, clusters), assigned)
+        assigned = torch.where(running[:, None], assign(frames, centers, clusters, distance), assigned)
     return assigned
 
 
-class FeCo(Defense):
-    """Feature compression by k-means: k = max(1, floor(n * ratio)) cluster means replace an utterance's n frames.
+def one_of(name: str, value: str, choices: tuple[str, ...]) -> None:
+    """Refuse a word that has no meaning.
 
-    As published: random distinct frames as start, hard assignment, the output in cluster order, so the order of time is
-    lost. The gradient is that of the means; the assignment is constant. Frames are shuffled and compressed at once.
+    Raises:
+        ValueError: a value that is not among the choices.
+    """
+    if value not in choices:
+        raise ValueError(f"Expected {name} to be {' or '.join(map(repr, choices))}, got '{value}'")
 
-    Args:
-        ratio: clusters a frame, in (0, 1].
-        after: the stage whose frames are compressed: `raw`, `delta`, `cmvn` or `final`.
-        iterations: the most iterations of Lloyd's algorithm.
-        tolerance: an utterance stops when the squared sum of its centers' movements is below it.
+
+class FrameDefense(Defense):
+    """A defense of frames, not of samples.
+
+    Raises:
+        ValueError: samples instead of frames.
+    """
+
+    def __init__(self, after: str) -> None:
+        super().__init__(after)
+        if after == "waveform":
+            raise ValueError(
+                f"{type(self).__name__} acts on frames: expected a stage of the front end such as 'raw', got 'waveform'"
+            )
+
+
+class Compression(FrameDefense):
+    """k = max(1, floor(n * ratio)) frames instead of an utterance's n.
 
     Raises:
         ValueError: a ratio outside (0, 1], or samples instead of frames.
-
-    Source: Chen et al., "Towards understanding and mitigating audio adversarial examples for speaker recognition",
-    2022.
     """
 
-    randomized = True
-
-    def __init__(self, ratio: float = 0.2, after: str = "raw", iterations: int = 50, tolerance: float = 1e-4) -> None:
+    def __init__(self, ratio: float, after: str) -> None:
         super().__init__(after)
-        if after == "waveform":
-            raise ValueError("FeCo compresses frames: expected a stage of the front end such as 'raw', got 'waveform'")
         if not 0.0 < ratio <= 1.0:
             raise ValueError(f"Expected a ratio in (0, 1], got {ratio}")
-        self.ratio, self.iterations, self.tolerance = ratio, iterations, tolerance
+        self.ratio = ratio
 
     def minimum_input(self, minimum: int) -> int:
         """Frames that leave at least `minimum` clusters."""
@@ -85,17 +108,105 @@ class FeCo(Defense):
         """Clusters of an utterance with that many frames."""
         return max(1, math.floor(frames * self.ratio + 1e-9))
 
+    def counts(self, lengths: Tensor) -> Tensor:
+        """`count` of each of (batch,) lengths."""
+        return (lengths.double() * self.ratio + 1e-9).floor().long().clamp_min(1)
+
+
+class FeCo(Compression):
+    """Feature compression by k-means: k = max(1, floor(n * ratio)) cluster means replace an utterance's n frames.
+
+    As published: random distinct frames as start, hard assignment, the output in cluster order, so the order of time is
+    lost. The gradient is that of the means; the assignment is constant. Frames are shuffled and compressed at once:
+    `order="time"` compresses alone, `Shuffle` shuffles alone. `WarpedFeCo` is the paper's other form.
+
+    Args:
+        ratio: clusters a frame, in (0, 1]. 0.2 is the paper's choice at `raw`, its code has 0.5.
+        after: the stage whose frames are compressed: `raw`, `delta`, `cmvn` or `final`.
+        iterations: the most iterations of Lloyd's algorithm.
+        tolerance: an utterance stops when the squared sum of its centers' movements is below it.
+        distance: `L2`, or `cos`: to the center in the most similar direction; centers are plain means in either case.
+        start: `random` frames, or frames `uniform` in time, which draws nothing.
+        order: of the output: by `cluster`, so that of the start, or by the mean `time` of the clusters' frames.
+
+    Raises:
+        ValueError: a ratio outside (0, 1], a word that is none of those above, or samples instead of frames.
+
+    Source: Chen et al., "Towards understanding and mitigating audio adversarial examples for speaker recognition",
+    2022.
+    """
+
+    def __init__(
+        self,
+        ratio: float = 0.2,
+        after: str = "raw",
+        iterations: int = 50,
+        tolerance: float = 1e-4,
+        distance: Distance = "L2",
+        start: Literal["random", "uniform"] = "random",
+        order: Literal["cluster", "time"] = "cluster",
+    ) -> None:
+        super().__init__(ratio, after)
+        one_of("distance", distance, ("L2", "cos"))
+        one_of("start", start, ("random", "uniform"))
+        one_of("order", order, ("cluster", "time"))
+        self.iterations, self.tolerance = iterations, tolerance
+        self.distance, self.start, self.order = distance, start, order
+        self.randomized = start == "random"
+
     def transform(self, signal: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
         """(batch, frames, dims) -> (batch, clusters, dims) and the clusters of each row."""
-        clusters = (lengths.double() * self.ratio + 1e-9).floor().long().clamp_min(1)  # as in `count`
-        size = self.count(signal.shape[1])
+        clusters, size = self.counts(lengths), self.count(signal.shape[1])
         valid = valid_mask(lengths, signal.shape[1])
-        draws = torch.rand(signal.shape[:2], generator=self.draws.generator).to(signal.device)
-        start = draws.masked_fill(~valid, torch.inf).argsort(1)[:, :size]
-        with torch.no_grad():  # centered on the mean, so that squares do not drown the differences
-            centered = signal.float()
-            centered = centered - (centered * valid.unsqueeze(2)).sum(1, keepdim=True) / lengths[:, None, None]
-            centers = centered.gather(1, start.unsqueeze(2).expand(-1, -1, signal.shape[2]))
+        with torch.no_grad():
+            frames = signal.float()
+            if self.distance == "L2":  # centered on the mean, so that squares do not drown the differences
+                frames = frames - (frames * valid.unsqueeze(2)).sum(1, keepdim=True) / lengths[:, None, None]
+            first = self._first(frames, lengths, clusters, valid)[:, :size]
+            centers = frames.gather(1, first.unsqueeze(2).expand(-1, -1, signal.shape[2]))
         with torch.autocast(signal.device.type, enabled=False):
-            assigned = kmeans(centered, lengths, centers, clusters, self.iterations, self.tolerance)
-        return cluster_means(signal, assigned, valid, size), clusters
+            assigned = kmeans(frames, lengths, centers, clusters, self.iterations, self.tolerance, self.distance)
+            means = cluster_means(signal, assigned, valid, size)
+        if self.order == "time":
+            time = torch.arange(signal.shape[1], dtype=torch.float64, device=signal.device).expand_as(valid)
+            time = cluster_means(time.unsqueeze(2), assigned, valid, size).squeeze(2)
+            order = time.masked_fill(~valid_mask(clusters, size), torch.inf).sort(dim=1, stable=True).indices
+            means = means.gather(1, order.unsqueeze(2).expand_as(means))
+        return means, clusters
+
+    def _first(self, frames: Tensor, lengths: Tensor, clusters: Tensor, valid: Tensor) -> Tensor:
+        """(batch, >= clusters) distinct frames of each row."""
+        if self.start == "random":
+            return random_order(self.draws.keys(len(frames)), valid)
+        index = torch.arange(frames.shape[1], device=frames.device)
+        middles = (2 * index + 1) * lengths.unsqueeze(1) // (2 * clusters.unsqueeze(1))
+        return torch.minimum(middles, lengths.unsqueeze(1) - 1)
+
+
+def random_order(keys: list[int], valid: Tensor) -> Tensor:
+    """(batch, size) positions of each row in random order, those that are not valid last."""
+    draws = uniform(keys, torch.empty(valid.shape, device=valid.device))
+    return draws.masked_fill(~valid, torch.inf).argsort(1)
+
+
+class Shuffle(FrameDefense):
+    """The frames of each utterance in random order, nothing compressed.
+
+    The control of `FeCo` in cluster order, whose effect on layers that look at neighboring frames is in part this.
+
+    Args:
+        after: the stage whose frames are shuffled.
+
+    Raises:
+        ValueError: samples instead of frames.
+    """
+
+    randomized = True
+
+    def __init__(self, after: str = "raw") -> None:
+        super().__init__(after)
+
+    def transform(self, signal: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
+        """(batch, frames, dims) -> the same shape."""
+        order = random_order(self.draws.keys(len(signal)), valid_mask(lengths, signal.shape[1]))
+        return signal.gather(1, order.unsqueeze(2).expand_as(signal)), lengths

@@ -20,7 +20,7 @@ from sec4sr_pl.attacks import Attack, Objective
 from sec4sr_pl.checkpoint import checksum, describe
 from sec4sr_pl.data.base import Utterances, collate
 from sec4sr_pl.draws import key
-from sec4sr_pl.recognizer import Recognizer
+from sec4sr_pl.recognizer import Ensemble, Recognizer
 from sec4sr_pl.robustness.targets import Goal, choose_targets
 from sec4sr_pl.types import Batch
 
@@ -70,7 +70,7 @@ class Campaign:
 
     def __init__(
         self,
-        recognizer: Recognizer,
+        recognizer: Recognizer | Ensemble,
         data: Utterances,
         attacks: Sequence[Attack],
         output: Path,
