@@ -18,7 +18,9 @@ from sec4sr_pl import attacks
 from sec4sr_pl.attacks import (
     APGD,
     CW2,
+    FAKEBOB,
     FGSM,
+    FMN,
     NES,
     PGD,
     Attack,
@@ -56,6 +58,10 @@ ATTACKS: dict[str, tuple[Attack, int]] = {  # and the forward rows an utterance:
     "targeted APGD": (TargetedAPGD(steps=2, candidates=2), 1 + 2 * 3 + 1),
     "Square": (Square(steps=4), 5 + 1),
     "Square, 2 draws": (Square(steps=2, draws=2), 2 * 3 + 1),
+    "FAKEBOB": (FAKEBOB(steps=3, samples=10), 3 * 11 + 1 + 1),
+    "FAKEBOB, 2 draws": (FAKEBOB(steps=2, samples=6, draws=2), 2 * (2 * 7 + 1) + 1),
+    "FMN": (FMN(steps=3), 4 + 1),
+    "FMN, L-infinity, 2 draws": (FMN("linf", steps=2, draws=2), 2 * 3 + 1),
     "AutoAttack": (AutoAttack(steps=1, queries=2), (2 + 1) + (1 + 9 * 2 + 1) + (3 + 1) + 1),
     "AutoAttack, rand": (AutoAttack(version="rand", steps=1, draws=2), 2 * (2 * 2 + 2) + 1),
 }
@@ -101,7 +107,7 @@ def wanted(scores: Tensor, labels: Tensor, objective: Objective) -> list[bool]:
 
 def draws(attack: Attack) -> bool:
     """Whether an attack draws random numbers."""
-    return bool(getattr(attack, "restarts", not isinstance(attack, CW2)) or getattr(attack, "source", None))
+    return bool(getattr(attack, "restarts", not isinstance(attack, (CW2, FMN))) or getattr(attack, "source", None))
 
 
 def seeded(seed: int = 0) -> torch.Generator:
@@ -170,7 +176,7 @@ def test_every_attack_keeps_its_promises(
 def test_random_starts_and_nothing_else_follow_the_generator(
     attack: PGD, queries: int, loud: Speech, recognizer: Recognizer
 ) -> None:
-    labels = torch.tensor([0, 1, 2])
+    labels = recognizer(*loud).argmax(1)
     first, other = (attack(recognizer, loud[0], labels, loud[1], generator=seeded(s), measure=False) for s in (1, 2))
     assert torch.equal(first.waveforms, other.waveforms) is not draws(attack)
 
@@ -180,7 +186,7 @@ def test_a_row_does_not_depend_on_its_batch_mates(
     attack: PGD, queries: int, loud: Speech, recognizer: Recognizer
 ) -> None:
     waveforms, lengths = loud
-    labels = torch.tensor([0, 1, 2])
+    labels = recognizer(*loud).argmax(1)
     result = attack(recognizer, waveforms, labels, lengths, generator=seeded())
     mates = waveforms[[0, 0, 2]] * torch.tensor([[-0.3], [1.0], [0.1]])
     among_others = attack(
@@ -271,10 +277,10 @@ def test_the_result_is_the_same_in_training_validation_and_inference_mode(
     loud: Speech,
     recognizer: Recognizer,
 ) -> None:
-    labels = torch.tensor([0, 1, 2])
-    expected = attack(recognizer, loud[0], labels, loud[1], generator=seeded())
+    labels = recognizer(*loud).argmax(1)
+    score: Any = (lambda w, n: recognizer(w, n)) if as_function else recognizer
+    expected = attack(score, loud[0], labels, loud[1], generator=seeded())
     with context():  # inputs are made inside, as a data loader's are
-        score: Any = (lambda w, n: recognizer(w, n)) if as_function else recognizer
         inputs = loud[0] * 1.0, labels + 0, loud[1] + 0
         result = attack(score, inputs[0], inputs[1], inputs[2], generator=seeded())
         assert torch.is_grad_enabled() is (context is torch.enable_grad)

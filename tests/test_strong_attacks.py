@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from sec4sr_pl.attacks import APGD, CW2, NES, PGD, Attack, AutoAttack, Objective, Square, TargetedAPGD
+from sec4sr_pl.attacks import APGD, CW2, FAKEBOB, FMN, NES, PGD, Attack, AutoAttack, Objective, Square, TargetedAPGD
 from sec4sr_pl.attacks.apgd import checkpoints, closest
 from sec4sr_pl.attacks.gradient import attack_loss
 from sec4sr_pl.checkpoint import load_recognizer
@@ -104,6 +104,57 @@ def test_apgd_reaches_the_best_corner_of_the_ball(attack: Attack, task: str, tar
     assert torch.equal(result.achieved, best < 0.0)
 
 
+@GOALS
+@TASKS
+@pytest.mark.parametrize("norm", ["l2", "linf"])
+def test_fmn_reaches_the_smallest_change(norm: Any, task: str, targeted: bool) -> None:
+    model = Linear(task, targeted)
+    result = FMN(norm, steps=60)(model, model.waveforms, model.labels, objective=model.objective)
+    change = result.waveforms - model.waveforms
+    if norm == "l2":
+        ratios = change.norm(dim=1) / model.distance()
+    else:
+        ratios = change.abs().amax(1) / (model.distance() * model.weight.norm() / model.weight.abs().sum())
+    assert result.achieved.all()
+    assert ratios.min() >= 0.999
+    assert ratios.median() <= 1.05
+
+
+@GOALS
+@TASKS
+def test_fakebob_reaches_the_goal_in_every_task_within_its_queries(task: str, targeted: bool) -> None:
+    model = Linear(task, targeted)
+    attack = FAKEBOB(0.2, steps=400, step_size=0.02, samples=10, queries=500)
+    result = attack(model, model.waveforms, model.labels, objective=model.objective, generator=seeded())
+    assert result.achieved.float().mean() >= 0.8
+    assert len(set(result.queries.tolist())) > 2  # an utterance ends when it is done
+    assert result.queries.max() <= 500 + 1
+    assert (result.waveforms - model.waveforms).abs().max() <= 0.2 + 1e-6
+
+
+@pytest.mark.parametrize(("rising", "last"), [(0.0, 0.01), (0.1, 0.004)], ids=["falls", "rises"])
+def test_fakebob_halves_its_step_down_to_the_floor_where_the_loss_rises(rising: float, last: float) -> None:
+    points: list[Tensor] = []
+
+    def score(w: Tensor, _: Tensor | None) -> Tensor:
+        if len(w) == 1:  # the point itself, not one around it
+            points.append(w)
+        return torch.stack([5.0 + w[:, 0] + rising * len(points), 0.0 * w[:, 0]], 1)
+
+    attack = FAKEBOB(0.5, steps=40, step_size=0.01, smallest_step=0.004, samples=4)
+    attack(score, torch.zeros(1, 1), torch.tensor([0]), generator=seeded(), measure=False)
+    moves = torch.cat(points).squeeze(1).diff().abs()
+    assert float(moves[0]) == pytest.approx(0.01, abs=1e-6)
+    assert float(moves[-1]) == pytest.approx(last, abs=1e-6)
+
+
+def test_fakebob_gives_up_a_row_that_makes_no_progress() -> None:
+    result = FAKEBOB(steps=1_000, samples=2)(
+        lambda w, _: torch.stack([w[:, 0] * 0 + 1.0, w[:, 0] * 0], 1), torch.zeros(2, 5), torch.tensor([0, 0])
+    )
+    assert result.queries.tolist() == [101 * 3 + 1] * 2
+
+
 def test_cw2_takes_its_own_confidence_for_that_of_the_objective() -> None:
     model = Linear("CSI", targeted=False)
     for confidence in (0.0, 0.5):
@@ -138,6 +189,8 @@ def test_cw2_refuses_a_rejected_speaker_in_a_closed_set_instead_of_succeeding_wi
         CW2(steps=60, search_steps=3, learning_rate=0.005, initial_const=0.1),
         APGD(0.03, steps=12),
         TargetedAPGD(0.03, steps=12),
+        FMN(steps=20),
+        FAKEBOB(0.03, steps=30, samples=10),
         Square(0.03, steps=60),
         AutoAttack(0.03, steps=5, queries=10),
     ],
@@ -148,7 +201,8 @@ def test_rows_end_by_themselves_whatever_becomes_of_their_mates(attack: Attack) 
     model = Linear("CSI", targeted=False)
     model.weight, model.waveforms = model.weight.double(), model.waveforms.double()
     together = attack(model, model.waveforms, model.labels, generator=[seeded(row) for row in range(ROWS)])
-    assert len(set(together.queries.tolist())) > 1  # they end at different times
+    if not isinstance(attack, FMN):
+        assert len(set(together.queries.tolist())) > 1  # they end at different times
     for row in range(0, ROWS, 5):
         alone = attack(model, model.waveforms[row : row + 1], model.labels[row : row + 1], generator=[seeded(row)])
         torch.testing.assert_close(alone.waveforms[0], together.waveforms[row], rtol=0, atol=1e-9)
@@ -296,6 +350,11 @@ def test_autoattack_asks_members_for_standing_utterances_only() -> None:
         lambda: APGD(draws=0),
         lambda: APGD(loss="hinge"),  # type: ignore[arg-type]
         lambda: TargetedAPGD(candidates=0),
+        lambda: FMN(norm="l1"),  # type: ignore[arg-type]
+        lambda: FMN(rate=1.0),
+        lambda: FAKEBOB(smallest_step=0.0),
+        lambda: FAKEBOB(queries=50),
+        lambda: FAKEBOB(momentum=1.0),
         lambda: Square(segment=0.0),
         lambda: Square(steps=0),
         lambda: AutoAttack(version="plus"),  # type: ignore[arg-type]

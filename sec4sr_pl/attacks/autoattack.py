@@ -23,7 +23,7 @@ class AutoAttack(Attack):
     where there is a threshold), targeted Auto-PGD, the one-dimensional Square attack. "rand", for randomized
     recognizers: Auto-PGD on cross-entropy and on the margin with draws at each step. An utterance has fallen when its
     goal is achieved, with the objective's confidence, in every one of `draws` fresh draws; one that stands gets the
-    member's result of the lowest mean margin. Host synchronizations: one a member beside the members' own.
+    member's result of the lowest mean margin. Host synchronizations: two a member beside the members' own.
 
     Args:
         epsilon: radius of the ball, as a fraction of full scale; of every member.

@@ -12,7 +12,7 @@ class Rows(SimpleNamespace):
     """
 
     def keep(self, mask: Tensor) -> bool:
-        """Let the rows outside the (batch,) mask go; False when nobody is left. Synchronizes an accelerator once."""
+        """Let the rows outside the (batch,) mask go; False when nobody is left. Synchronizes an accelerator."""
         chosen = mask.nonzero().squeeze(1)
         if len(chosen) < len(mask):
             for name, value in vars(self).items():
