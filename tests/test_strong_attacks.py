@@ -155,14 +155,23 @@ def test_fakebob_gives_up_a_row_that_makes_no_progress() -> None:
     assert result.queries.tolist() == [101 * 3 + 1] * 2
 
 
-def test_cw2_takes_its_own_confidence_for_that_of_the_objective() -> None:
+@pytest.mark.parametrize("confidence", [0.0, 0.5])
+@pytest.mark.parametrize("kind", [CW2, FMN])
+def test_attacks_without_a_ball_take_their_own_confidence(kind: Any, confidence: float) -> None:
     model = Linear("CSI", targeted=False)
-    for confidence in (0.0, 0.5):
-        attack = CW2(confidence, steps=150, learning_rate=0.005, initial_const=0.1)
-        result = attack(model, model.waveforms, model.labels, objective=Objective(confidence=3.0))
-        margins = Objective().loss(model(result.waveforms, None), model.labels)
-        assert margins.max() <= -confidence
-        assert margins.median() == pytest.approx(-confidence, abs=0.05)
+    budget = {"steps": 150, "learning_rate": 0.005, "initial_const": 0.1} if kind is CW2 else {"steps": 60}
+    attack = kind(confidence=confidence, **budget)
+    result = attack(model, model.waveforms, model.labels, objective=Objective(confidence=3.0))
+    margins = Objective().loss(model(result.waveforms, None), model.labels)
+    assert margins.max() <= -confidence
+    assert margins.median() == pytest.approx(-confidence, abs=0.05)
+
+
+def test_cw2_gives_up_a_descent_that_stalls_and_goes_on_with_the_next_constant() -> None:
+    flat = CW2(steps=1_000, search_steps=3)(
+        lambda w, _: torch.stack([w[:, 0] * 0 + 1.0, w[:, 0] * 0], 1), torch.zeros(2, 5), torch.tensor([0, 0])
+    )
+    assert flat.queries.tolist() == [3 * (2 * 100 + 1) + 1] * 2
 
 
 def test_cw2_returns_the_utterance_itself_where_it_fails_or_where_nothing_needs_to_change() -> None:
@@ -186,7 +195,7 @@ def test_cw2_refuses_a_rejected_speaker_in_a_closed_set_instead_of_succeeding_wi
 @pytest.mark.parametrize(
     "attack",
     [
-        CW2(steps=60, search_steps=3, learning_rate=0.005, initial_const=0.1),
+        CW2(steps=200, search_steps=3, learning_rate=0.01, initial_const=0.1),
         APGD(0.03, steps=12),
         TargetedAPGD(0.03, steps=12),
         FMN(steps=20),
@@ -421,8 +430,8 @@ class Unpadded(nn.Module):
 def test_cw2_finds_changes_as_small_as_the_reference_library(shipped: tuple[Any, Tensor, Tensor, Tensor]) -> None:
     foolbox = pytest.importorskip("foolbox", reason="foolbox is not installed")
     recognizer, waveforms, _, labels = shipped
-    waveforms, labels = waveforms[:4], labels[:4]
-    budget = {"confidence": 0.0, "steps": 30, "initial_const": 1e-3}
+    waveforms, labels = waveforms[:6], labels[:6]
+    budget = {"confidence": 0.0, "steps": 60, "initial_const": 1e-3}
     reference = foolbox.attacks.L2CarliniWagnerAttack(binary_search_steps=4, stepsize=0.002, **budget)
     classifier = foolbox.PyTorchModel(Unpadded(recognizer).eval(), bounds=(-1, 1), device="cpu")
     theirs = reference.run(classifier, waveforms, foolbox.criteria.Misclassification(labels))

@@ -15,6 +15,8 @@ INSIDE = 0.999999
 """Keeps samples off full scale, where tanh has no inverse."""
 PROGRESS = 0.9999
 """A descent goes on while its loss falls below this part of what it was."""
+SETTLED = 50
+"""Steps in which Adam's first steps, of full length whatever the gradient, have been taken back."""
 LARGEST = 1e10
 """Upper bound of the search for the constant c."""
 
@@ -25,7 +27,7 @@ class CW2(Attack):
     Minimizes |x' - x|^2 + c max(0, margin) over w with x' = tanh(w + atanh(0.999999 x)) by Adam, fresh for each c, and
     searches for c by bisection. Keeps the smallest change of all steps that achieves the goal, with its confidence and
     in every draw; where there is none, the utterance comes back as it was. Each utterance has its own c, descent and
-    end: one whose descent stalls (compared at every tenth of `steps`) waits for the next c, one that needs no change
+    end: one whose descent stalls (compared every tenth of `steps`) waits for the next c, one that needs no change
     leaves at once. Host synchronizations: two a step.
 
     Args:
@@ -66,6 +68,11 @@ class CW2(Attack):
             )
         self.confidence, self.steps, self.search_steps = confidence, steps, search_steps
         self.learning_rate, self.initial_const, self.draws, self.source = learning_rate, initial_const, draws, source
+
+    @property
+    def patience(self) -> int:
+        """Steps between two looks at whether a descent stalls: a tenth of all, but beyond Adam's first overshoot."""
+        return max(SETTLED, math.ceil(self.steps / 10))
 
     @property
     def name(self) -> str:
@@ -129,7 +136,7 @@ class CW2(Attack):
             best[chosen], smallest[chosen] = torch.where(unchanged.unsqueeze(1), rows.clean, x)[closer], squared[closer]
             found[rows.index] |= achieved
             going = ~unchanged
-            if step % math.ceil(self.steps / 10) == 0:
+            if step and step % self.patience == 0:  # at 0 stands the utterance itself, which Adam must leave first
                 loss = squared + rows.const * margin
                 going &= loss <= PROGRESS * rows.checked
                 rows.checked = loss

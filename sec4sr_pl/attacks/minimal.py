@@ -1,5 +1,6 @@
 """The fast minimum-norm attack: the smallest change, without a search for constants."""
 
+import dataclasses
 import math
 from typing import Literal
 
@@ -17,12 +18,13 @@ class FMN(Attack):
 
     Steps along the normalized gradient of the margin within a radius that shrinks while the goal is achieved and grows
     while it is not; until it was achieved for the first time, the radius is where the linearized margin is zero. Step
-    and rate fall along a cosine. Keeps the smallest change that achieves the goal, with the objective's confidence and
-    in every draw; where there is none, the utterance comes back as it was, and one that needs no change leaves at once.
+    and rate fall along a cosine. Keeps the smallest change that achieves the goal, with its confidence and in every
+    draw; where there is none, the utterance comes back as it was, and one that needs no change leaves at once.
     Host synchronizations: two a step.
 
     Args:
         norm: "l2" or "linf".
+        confidence: margin by which the goal must be exceeded; it takes the place of the objective's.
         steps: gradients.
         step_size: L2 length of the first step.
         rate: part by which the radius changes at first.
@@ -40,6 +42,7 @@ class FMN(Attack):
     def __init__(
         self,
         norm: Literal["l2", "linf"] = "l2",
+        confidence: float = 0.0,
         steps: int = 100,
         step_size: float = 1.0,
         rate: float = 0.05,
@@ -50,17 +53,20 @@ class FMN(Attack):
             raise ValueError(f"Expected norm 'l2' or 'linf', got {norm!r}")
         if steps < 1 or draws < 1:
             raise ValueError(f"Expected steps >= 1 and draws >= 1, got {steps} and {draws}")
-        if not (step_size > 0.0 and 0.0 < rate < 1.0):
-            raise ValueError(f"Expected step_size > 0 and rate in (0, 1), got {step_size} and {rate}")
-        self.norm, self.steps, self.step_size, self.rate = norm, steps, step_size, rate
-        self.draws, self.source = draws, source
+        if not (math.isfinite(confidence) and step_size > 0.0 and 0.0 < rate < 1.0):
+            raise ValueError(
+                "Expected a finite confidence, step_size > 0 and rate in (0, 1), "
+                f"got {confidence}, {step_size} and {rate}"
+            )
+        self.norm, self.confidence, self.steps = norm, confidence, steps
+        self.step_size, self.rate, self.draws, self.source = step_size, rate, draws, source
 
     @property
     def name(self) -> str:
-        """FMN-l2-100, and what differs from the defaults."""
+        """FMN-l2-0-100 by norm, confidence and steps, and what differs from the defaults."""
         marks = [f"step{self.step_size:g}"] * (self.step_size != 1.0) + [f"rate{self.rate:g}"] * (self.rate != 0.05)
         marks += [f"EOT{self.draws}"] * (self.draws > 1) + [type(self.source).__name__] * (self.source is not None)
-        return "-".join(["FMN", self.norm, str(self.steps), *marks])
+        return "-".join(["FMN", self.norm, f"{self.confidence:g}", str(self.steps), *marks])
 
     def size(self, change: Tensor) -> Tensor:
         """The norm of each row."""
@@ -78,6 +84,7 @@ class FMN(Attack):
     ) -> Tensor:
         """The closest achieving waveform of each utterance, or the utterance itself."""
         batch = len(waveforms)
+        objective = dataclasses.replace(objective, confidence=self.confidence)
         best, smallest = waveforms.clone(), waveforms.new_full((batch,), torch.inf)
         rows = Rows(
             index=torch.arange(batch, device=waveforms.device),
@@ -100,7 +107,7 @@ class FMN(Attack):
             rate = self.rate * (0.01 + 0.99 * decay)
             steepness = gradient.norm(dim=1) if self.norm == "l2" else gradient.abs().sum(1)
             linear = size + margin.clamp_min(0.0) / steepness.clamp_min(1e-12)
-            outside = torch.where(found, rows.radius * (1.0 + rate), linear)
+            outside = torch.where(found, rows.radius, linear) * (1.0 + rate)  # beyond the border
             inside = torch.minimum(rows.radius * (1.0 - rate), smallest[rows.index])
             rows.radius = torch.where(achieved, inside, outside)
             length = self.step_size * (0.01 + 0.99 * decay)
