@@ -14,7 +14,22 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from sec4sr_pl.attacks import FGSM, PGD, Attack, CWinf, Objective
+from sec4sr_pl import attacks
+from sec4sr_pl.attacks import (
+    APGD,
+    CW2,
+    FAKEBOB,
+    FGSM,
+    FMN,
+    NES,
+    PGD,
+    Attack,
+    AutoAttack,
+    CWinf,
+    Objective,
+    Square,
+    TargetedAPGD,
+)
 from sec4sr_pl.attacks.gradient import attack_loss
 from sec4sr_pl.recognizer import Recognizer
 from sec4sr_pl.types import REJECT, valid_mask
@@ -34,7 +49,24 @@ ATTACKS: dict[str, tuple[Attack, int]] = {  # and the forward rows an utterance:
     "PGD, wide": (PGD(epsilon=0.3, step_size=0.2, steps=2), 3),
     "CWinf": (CWinf(steps=3), 4),
     "CWinf, 2 restarts": (CWinf(steps=2, restarts=2), 7),
+    "PGD, NES": (PGD(steps=2, source=NES(4)), 2 * 5 + 1),
+    "CW2": (CW2(steps=3, search_steps=2, initial_const=10.0), 2 * 4 + 1),
+    "CW2, 2 draws": (CW2(steps=2, search_steps=1, initial_const=10.0, draws=2), 2 * 3 + 1),
+    "APGD": (APGD(steps=3, restarts=0), 4 + 1),
+    "APGD, margin, a random start": (APGD(steps=3, loss="margin"), 4 + 1),
+    "APGD, 2 restarts of 2 draws": (APGD(steps=2, restarts=2, draws=2), 2 * 2 * 3 + 1),
+    "targeted APGD": (TargetedAPGD(steps=2, candidates=2), 1 + 2 * 3 + 1),
+    "Square": (Square(steps=4), 5 + 1),
+    "Square, 2 draws": (Square(steps=2, draws=2), 2 * 3 + 1),
+    "FAKEBOB": (FAKEBOB(steps=3, samples=10), 3 * 11 + 1 + 1),
+    "FAKEBOB, 2 draws": (FAKEBOB(steps=2, samples=6, draws=2), 2 * (2 * 7 + 1) + 1),
+    "FMN": (FMN(steps=3), 4 + 1),
+    "FMN, L-infinity, 2 draws": (FMN("linf", steps=2, draws=2), 2 * 3 + 1),
+    "AutoAttack": (AutoAttack(steps=1, queries=2), (2 + 1) + (1 + 9 * 2 + 1) + (3 + 1) + 1),
+    "AutoAttack, rand": (AutoAttack(version="rand", steps=1, draws=2), 2 * (2 * 2 + 2) + 1),
 }
+UNFINISHED = (PGD, FGSM, CWinf)
+"""Attacks that never stop early, so that the number of forward rows is known beforehand."""
 EVERY_ATTACK = pytest.mark.parametrize(("attack", "queries"), ATTACKS.values(), ids=ATTACKS)
 GOALS = {
     "CSI": Objective(),
@@ -71,6 +103,11 @@ def wanted(scores: Tensor, labels: Tensor, objective: Objective) -> list[bool]:
         decision = best if row[best] > objective.threshold else REJECT
         outcome.append((decision == label) == objective.targeted)
     return outcome
+
+
+def draws(attack: Attack) -> bool:
+    """Whether an attack draws random numbers."""
+    return bool(getattr(attack, "restarts", not isinstance(attack, (CW2, FMN))) or getattr(attack, "source", None))
 
 
 def seeded(seed: int = 0) -> torch.Generator:
@@ -120,15 +157,18 @@ def test_every_attack_keeps_its_promises(
     assert not changed.requires_grad
     assert (changed - waveforms).abs().max() <= attack.epsilon + 6e-8  # half a step of float32 at full scale
     assert changed.abs().max() <= 1.0
-    assert (changed - waveforms).abs().max() > 0.9 * min(attack.epsilon, attack.steps * attack.step_size)
+    if isinstance(attack, UNFINISHED):
+        assert (changed - waveforms).abs().max() > 0.9 * min(attack.epsilon, attack.steps * attack.step_size)
     assert torch.equal(changed.masked_select(~valid_mask(lengths, changed.shape[1])).abs().sum().cpu(), torch.zeros(()))
     assert torch.equal(result.lengths, lengths)
     assert result.achieved.tolist() == wanted(recognizer(changed, lengths), labels, objective)
-    assert result.queries.tolist() == [queries] * 3
-    assert batches.count(3) == queries
+    assert result.queries.max() <= queries
+    assert int(result.queries.sum()) == sum(batches) - 1  # all are counted, but for one row to look at the labels
+    if isinstance(attack, UNFINISHED):
+        assert result.queries.tolist() == [queries] * 3
     for tensor, before in zip((waveforms, labels, lengths), inputs, strict=True):
         assert torch.equal(tensor, before)
-    again = attack(recognizer, waveforms, labels, lengths, objective, seeded())
+    again = attack(score, waveforms, labels, lengths, objective, seeded())
     assert torch.equal(again.waveforms, changed)
 
 
@@ -136,9 +176,9 @@ def test_every_attack_keeps_its_promises(
 def test_random_starts_and_nothing_else_follow_the_generator(
     attack: PGD, queries: int, loud: Speech, recognizer: Recognizer
 ) -> None:
-    labels = torch.tensor([0, 1, 2])
+    labels = recognizer(*loud).argmax(1)
     first, other = (attack(recognizer, loud[0], labels, loud[1], generator=seeded(s), measure=False) for s in (1, 2))
-    assert torch.equal(first.waveforms, other.waveforms) is (attack.restarts == 0)
+    assert torch.equal(first.waveforms, other.waveforms) is not draws(attack)
 
 
 @EVERY_ATTACK
@@ -146,14 +186,14 @@ def test_a_row_does_not_depend_on_its_batch_mates(
     attack: PGD, queries: int, loud: Speech, recognizer: Recognizer
 ) -> None:
     waveforms, lengths = loud
-    labels = torch.tensor([0, 1, 2])
+    labels = recognizer(*loud).argmax(1)
     result = attack(recognizer, waveforms, labels, lengths, generator=seeded())
     mates = waveforms[[0, 0, 2]] * torch.tensor([[-0.3], [1.0], [0.1]])
     among_others = attack(
         recognizer, torch.cat([mates[:1], waveforms[1:2], mates[2:]]), labels, lengths, generator=seeded()
     )
     assert torch.equal(among_others.waveforms[1], result.waveforms[1])
-    if attack.restarts == 0:  # its own draws would be others
+    if not draws(attack):  # its own draws would be others
         size = int(lengths[1])
         alone = attack(recognizer, waveforms[1:2, :size], labels[1:2])
         difference = (alone.waveforms[0] - result.waveforms[1, :size]).abs()
@@ -237,10 +277,10 @@ def test_the_result_is_the_same_in_training_validation_and_inference_mode(
     loud: Speech,
     recognizer: Recognizer,
 ) -> None:
-    labels = torch.tensor([0, 1, 2])
-    expected = attack(recognizer, loud[0], labels, loud[1], generator=seeded())
+    labels = recognizer(*loud).argmax(1)
+    score: Any = (lambda w, n: recognizer(w, n)) if as_function else recognizer
+    expected = attack(score, loud[0], labels, loud[1], generator=seeded())
     with context():  # inputs are made inside, as a data loader's are
-        score: Any = (lambda w, n: recognizer(w, n)) if as_function else recognizer
         inputs = loud[0] * 1.0, labels + 0, loud[1] + 0
         result = attack(score, inputs[0], inputs[1], inputs[2], generator=seeded())
         assert torch.is_grad_enabled() is (context is torch.enable_grad)
@@ -269,6 +309,8 @@ def test_attacks_work_under_bf16_autocast(
     assert (result.waveforms - loud[0]).abs().max() <= attack.epsilon + 6e-8
     assert result.achieved.tolist() == wanted(scores, labels, Objective())
     plain = attack(recognizer, loud[0], labels, loud[1], generator=seeded()).waveforms
+    if not isinstance(attack, UNFINISHED):
+        return
     agreement = ((result.waveforms - loud[0]).sign() == (plain - loud[0]).sign()).float().mean()
     assert agreement > 0.6  # the same attack, up to its gradient's rounding; chance gives half
 
@@ -328,6 +370,7 @@ def test_the_model_comes_back_as_it_was(
     with context():
         attack(score, loud[0], torch.tensor([0, 1, 2]), loud[1])
     assert state(recognizer) == before
+    assert seen
     for training, trainable in seen:
         assert not any(training)
         assert not any(trainable)
@@ -364,7 +407,8 @@ def test_a_recognizers_fused_form_is_attacked_like_itself(
 
     results = [attack(score, speech[0], labels, speech[1], generator=seeded(4)) for score in (recognizer, plain)]
     fast, slow = (objective.loss(recognizer(result.waveforms, speech[1]), labels) for result in results)
-    torch.testing.assert_close(fast, slow, rtol=1e-4, atol=1e-4)
+    tolerance = 0.05 if draws(attack) else 1e-4  # off the utterance itself, rounding flips signs of small gradients
+    torch.testing.assert_close(fast, slow, rtol=tolerance, atol=tolerance)
     assert torch.equal(results[0].queries, results[1].queries)
 
 
@@ -603,7 +647,7 @@ def test_a_parameter_outside_its_range_is_refused(arguments: dict[str, Any]) -> 
 
 def test_an_attack_prints_as_the_call_that_makes_it() -> None:
     for attack, _ in ATTACKS.values():
-        again = eval(repr(attack), {"FGSM": FGSM, "PGD": PGD, "CWinf": CWinf})
+        again = eval(repr(attack), vars(attacks))
         assert vars(again) == vars(attack)
 
 

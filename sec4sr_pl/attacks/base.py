@@ -1,5 +1,6 @@
 """The contract of an attack: a final call that validates, borrows the model, projects and re-measures."""
 
+import copy
 import inspect
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
@@ -61,7 +62,7 @@ def borrowed(score: Score) -> Iterator[Score]:
 
 
 class CountedScore:
-    """A score function that counts what it is asked: one row an utterance at each call.
+    """A score function that counts what it is asked: one row an utterance at each call, or as many copies as it gets.
 
     A module is told of no lengths where there is no padding: it then spends no time on masks.
     """
@@ -70,10 +71,19 @@ class CountedScore:
         self.score = score
         self.tell = masked or not isinstance(score, nn.Module)
         self.queries = torch.zeros(len(batch), dtype=torch.int64, device=batch.device)
+        self.rows: Tensor | slice = slice(None)
+        self.size = len(batch)
+
+    def only(self, rows: Tensor) -> "CountedScore":
+        """The same function of the utterances at (count,) positions; what they are asked is counted here too."""
+        other = copy.copy(self)
+        other.rows = rows if isinstance(self.rows, slice) else self.rows[rows]
+        other.size = len(rows)
+        return other
 
     def __call__(self, waveforms: Tensor, lengths: Tensor) -> Tensor:
-        """Scores."""
-        self.queries += 1
+        """Scores of the utterances in order, or of several copies of the batch one after the other."""
+        self.queries[self.rows] += len(waveforms) // max(1, self.size)
         return self.score(waveforms, lengths) if self.tell else self.score(waveforms)  # type: ignore[call-arg]
 
 
@@ -154,7 +164,7 @@ class Attack(ABC):
     @abstractmethod
     def perturb(
         self,
-        score: Score,
+        score: CountedScore,
         waveforms: Tensor,
         labels: Tensor,
         lengths: Tensor,

@@ -11,31 +11,46 @@ from torch.nn import functional
 
 from sec4sr_pl.attacks.base import Attack, Generators, Score
 from sec4sr_pl.attacks.objective import Objective
+from sec4sr_pl.attacks.source import GradientSource, scores_and_gradient
 
 Loss = Literal["cross_entropy", "margin"]
+AnyLoss = Loss | Literal["dlr"]
 
 
-def attack_loss(kind: Loss | None, objective: Objective, scores: Tensor, labels: Tensor) -> Tensor:
+def attack_loss(kind: AnyLoss | None, objective: Objective, scores: Tensor, labels: Tensor) -> Tensor:
     """The loss to minimize, (batch,); the sign belongs to the loss, not to the caller.
 
     Args:
-        kind: None is cross-entropy in a closed set and the margin otherwise.
+        kind: None is cross-entropy in a closed set and the margin otherwise; "dlr" is the margin over the distance of
+            the best score from the third (targeted: from the mean of third and fourth), so that it has no scale.
         objective: the goal.
         scores: (batch, speakers).
         labels: (batch,).
 
     Raises:
-        ValueError: cross-entropy where speakers can be rejected.
+        ValueError: cross-entropy or DLR where speakers can be rejected, or DLR with fewer than three.
+
+    Source: DLR is equation 6 of Croce and Hein, "Reliable evaluation of adversarial robustness with an ensemble of
+    diverse parameter-free attacks", 2020.
     """
     closed = objective.threshold == -math.inf
     if kind == "margin" or (kind is None and not closed):
         return objective.loss(scores, labels)
     if not closed:
-        raise ValueError(
-            "Cross-entropy has no label for a rejected speaker: use loss 'margin' where there is a threshold"
-        )
+        name = "DLR" if kind == "dlr" else "Cross-entropy"
+        raise ValueError(f"{name} has no label for a rejected speaker: use loss 'margin' where there is a threshold")
+    if kind == "dlr":
+        return objective.loss(scores, labels) / score_range(scores, objective.targeted)
     entropy = functional.cross_entropy(scores, labels, reduction="none")
     return entropy if objective.targeted else -entropy
+
+
+def score_range(scores: Tensor, targeted: bool) -> Tensor:
+    """How far the best score stands out, (batch,): from the third, or targeted from the mean of third and fourth."""
+    if scores.shape[1] < 3:
+        raise ValueError(f"DLR needs at least 3 speakers, got {scores.shape[1]}: use loss 'margin'")
+    ordered = scores.sort(dim=1, descending=True).values
+    return (ordered[:, 0] - ordered[:, 2 : 4 if targeted else 3].mean(1)).clamp_min(1e-12)
 
 
 class PGD(Attack):
@@ -51,6 +66,7 @@ class PGD(Attack):
         restarts: 0 starts at the utterance itself; n >= 1 is n uniform random starts, the best kept per utterance.
         draws: gradients averaged at each step (EOT) against randomized recognizers.
         loss: "cross_entropy", "margin", or None for cross-entropy in a closed set and margin otherwise.
+        source: of the gradients, None: back-propagation; `NES` makes it a black-box attack.
 
     Raises:
         ValueError: a parameter outside its range.
@@ -66,6 +82,7 @@ class PGD(Attack):
         restarts: int = 0,
         draws: int = 1,
         loss: Loss | None = None,
+        source: GradientSource | None = None,
     ) -> None:
         if not (0.0 <= epsilon <= 2.0 and step_size >= 0.0):
             raise ValueError(f"Expected epsilon in [0, 2] and step_size >= 0, got {epsilon} and {step_size}")
@@ -74,7 +91,7 @@ class PGD(Attack):
         if loss not in (None, "cross_entropy", "margin"):
             raise ValueError(f"Expected loss 'cross_entropy', 'margin' or None, got {loss!r}")
         self.epsilon, self.step_size, self.steps = epsilon, step_size, steps
-        self.restarts, self.draws, self.loss = restarts, draws, loss
+        self.restarts, self.draws, self.loss, self.source = restarts, draws, loss, source
 
     @property
     def name(self) -> str:
@@ -83,6 +100,7 @@ class PGD(Attack):
         marks += [f"eps{self.epsilon:g}"] * (self.epsilon != 0.002)
         marks += [f"step{self.step_size:g}"] * ("step_size" in self.settings() and self.step_size != 0.0004)
         marks += [self.loss or ""] * ("loss" in self.settings())
+        marks += [type(self.source).__name__] * (self.source is not None)
         return "-".join([type(self).__name__, str(self.steps), *filter(None, marks)])
 
     def scaled(self, strength: float) -> "PGD":
@@ -102,12 +120,12 @@ class PGD(Attack):
     ) -> Tensor:
         """The last iterate of each utterance's best run."""
         if self.restarts == 0:
-            return self.descend(score, waveforms, waveforms, labels, lengths, objective)
+            return self.descend(score, waveforms, waveforms, labels, lengths, objective, generator)
         best = waveforms
         lowest = torch.full((len(waveforms),), torch.inf, device=waveforms.device)
         for _ in range(self.restarts):
             start = waveforms + self.epsilon * (2.0 * uniform(waveforms, generator) - 1.0)
-            run = self.descend(score, start.clamp(-1.0, 1.0), waveforms, labels, lengths, objective)
+            run = self.descend(score, start.clamp(-1.0, 1.0), waveforms, labels, lengths, objective, generator)
             if self.restarts == 1:
                 return run
             margin = torch.stack([objective.loss(score(run, lengths), labels) for _ in range(self.draws)]).mean(0)
@@ -116,25 +134,42 @@ class PGD(Attack):
         return best
 
     def descend(
-        self, score: Score, x: Tensor, waveforms: Tensor, labels: Tensor, lengths: Tensor, objective: Objective
+        self,
+        score: Score,
+        x: Tensor,
+        waveforms: Tensor,
+        labels: Tensor,
+        lengths: Tensor,
+        objective: Objective,
+        generator: Generators = None,
     ) -> Tensor:
         """One run from `x`, in the ball around `waveforms`."""
         low, high = (waveforms - self.epsilon).clamp_min(-1.0), (waveforms + self.epsilon).clamp_max(1.0)
         for _ in range(self.steps):
-            gradient = self.gradient(score, x, labels, lengths, objective)
+            gradient = self.gradient(score, x, labels, lengths, objective, generator)
             x = torch.clamp(x - self.step_size * gradient.sign(), low, high)
         return x
 
     def gradient(
-        self, score: Score, waveforms: Tensor, labels: Tensor, lengths: Tensor, objective: Objective
+        self,
+        score: Score,
+        waveforms: Tensor,
+        labels: Tensor,
+        lengths: Tensor,
+        objective: Objective,
+        generator: Generators = None,
     ) -> Tensor:
-        """The gradient of the loss, (batch, time), summed over `draws` passes; of the input only."""
+        """The gradient of the loss, (batch, time), summed over `draws` passes."""
         total = torch.zeros_like(waveforms)
-        with torch.enable_grad():
-            x = waveforms.detach().requires_grad_(True)
-            for _ in range(self.draws):
-                loss = attack_loss(self.loss, objective, score(x, lengths), labels)
-                total += torch.autograd.grad(loss.sum(), x)[0]
+        for _ in range(self.draws):
+            total += scores_and_gradient(
+                self.source,
+                score,
+                waveforms,
+                lengths,
+                lambda scores: attack_loss(self.loss, objective, scores, labels),
+                generator,
+            )[1]
         return total
 
 
@@ -145,12 +180,19 @@ class FGSM(PGD):
         epsilon: radius of the ball, as a fraction of full scale.
         draws: gradients averaged (EOT) against randomized recognizers.
         loss: as in `PGD`.
+        source: as in `PGD`.
 
     Source: Goodfellow et al., "Explaining and harnessing adversarial examples", 2015.
     """
 
-    def __init__(self, epsilon: float = 0.002, draws: int = 1, loss: Loss | None = None) -> None:
-        super().__init__(epsilon, step_size=epsilon, steps=1, draws=draws, loss=loss)
+    def __init__(
+        self,
+        epsilon: float = 0.002,
+        draws: int = 1,
+        loss: Loss | None = None,
+        source: GradientSource | None = None,
+    ) -> None:
+        super().__init__(epsilon, step_size=epsilon, steps=1, draws=draws, loss=loss, source=source)
 
     @property
     def name(self) -> str:
@@ -167,14 +209,21 @@ class CWinf(PGD):
         steps: how many.
         restarts: as in `PGD`.
         draws: gradients averaged at each step (EOT) against randomized recognizers.
+        source: as in `PGD`.
 
     Source: the margin of Carlini and Wagner, "Towards evaluating the robustness of neural networks", 2017, in the ball.
     """
 
     def __init__(
-        self, epsilon: float = 0.002, step_size: float = 0.0004, steps: int = 10, restarts: int = 0, draws: int = 1
+        self,
+        epsilon: float = 0.002,
+        step_size: float = 0.0004,
+        steps: int = 10,
+        restarts: int = 0,
+        draws: int = 1,
+        source: GradientSource | None = None,
     ) -> None:
-        super().__init__(epsilon, step_size, steps, restarts, draws, loss="margin")
+        super().__init__(epsilon, step_size, steps, restarts, draws, "margin", source)
 
 
 def uniform(like: Tensor, generator: Generators) -> Tensor:

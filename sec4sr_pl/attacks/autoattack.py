@@ -1,0 +1,120 @@
+"""AutoAttack: the worst that several attacks without parameters to tune can do to each utterance."""
+
+import math
+from collections.abc import Sequence
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from sec4sr_pl.attacks.apgd import APGD, TargetedAPGD
+from sec4sr_pl.attacks.base import Attack, CountedScore, Generators
+from sec4sr_pl.attacks.objective import Objective
+from sec4sr_pl.attacks.rows import Rows
+from sec4sr_pl.attacks.source import row_generators
+from sec4sr_pl.attacks.square import Square
+from sec4sr_pl.types import mask_padding
+
+
+class AutoAttack(Attack):
+    """The worst of several attacks for each utterance, in the L-infinity ball; nothing to tune but the ball.
+
+    Members work in order, each on the utterances still standing. "standard": Auto-PGD on cross-entropy (on the margin
+    where there is a threshold), targeted Auto-PGD, the one-dimensional Square attack. "rand", for randomized
+    recognizers: Auto-PGD on cross-entropy and on the margin with draws at each step. An utterance has fallen when its
+    goal is achieved, with the objective's confidence, in every one of `draws` fresh draws; one that stands gets the
+    member's result of the lowest mean margin. Host synchronizations: two a member beside the members' own.
+
+    Args:
+        epsilon: radius of the ball, as a fraction of full scale; of every member.
+        version: "standard" or "rand".
+        steps: gradients of each run of Auto-PGD.
+        queries: candidates of the Square attack.
+        draws: fresh draws by which results are compared, and, for "rand", gradients averaged at each step; None: 1 for
+            "standard", 20 for "rand".
+        members: other attacks, in order.
+
+    Raises:
+        ValueError: a parameter outside its range, no member, or one with a larger ball.
+
+    Source: Croce and Hein, "Reliable evaluation of adversarial robustness with an ensemble of diverse parameter-free
+    attacks", 2020. Without its FAB, which Square and targeted Auto-PGD leave little to add to.
+    """
+
+    def __init__(
+        self,
+        epsilon: float = 0.002,
+        version: Literal["standard", "rand"] = "standard",
+        steps: int = 100,
+        queries: int = 5_000,
+        draws: int | None = None,
+        members: Sequence[Attack] | None = None,
+    ) -> None:
+        if version not in ("standard", "rand"):
+            raise ValueError(f"Expected version 'standard' or 'rand', got {version!r}")
+        if draws is not None and draws < 1:
+            raise ValueError(f"Expected draws >= 1, got {draws}")
+        self.epsilon, self.version, self.steps, self.queries = epsilon, version, steps, queries
+        self.draws = draws if draws is not None else 20 if version == "rand" else 1
+        self.members = None if members is None else list(members)
+        team = self.team(math.inf)
+        if not team or any(not member.epsilon <= epsilon for member in team):
+            raise ValueError(f"Expected members with a ball of at most {epsilon}, got {team}")
+
+    @property
+    def name(self) -> str:
+        """AutoAttack, and what differs from the defaults."""
+        marks: list[str] = [self.version] * (self.version != "standard")
+        marks += [f"{self.steps}x{self.queries}"] * ((self.steps, self.queries) != (100, 5_000))
+        marks += [f"EOT{self.draws}"] * (self.draws != (20 if self.version == "rand" else 1))
+        marks += [f"eps{self.epsilon:g}"] * (self.epsilon != 0.002)
+        marks += [] if self.members is None else [member.name for member in self.members]
+        return "-".join(["AutoAttack", *marks])
+
+    def team(self, threshold: float) -> list[Attack]:
+        """The members against a recognizer with a threshold, -inf in a closed set."""
+        if self.members is not None:
+            return self.members
+        if self.version == "rand":
+            losses: list[Literal["cross_entropy", "margin"]] = ["cross_entropy", "margin"]
+            closed = losses if threshold == -math.inf else losses[1:]
+            return [APGD(self.epsilon, self.steps, draws=self.draws, loss=loss) for loss in closed]
+        return [
+            APGD(self.epsilon, self.steps),
+            TargetedAPGD(self.epsilon, self.steps),
+            Square(self.epsilon, self.queries),
+        ]
+
+    def perturb(
+        self,
+        score: CountedScore,
+        waveforms: Tensor,
+        labels: Tensor,
+        lengths: Tensor,
+        objective: Objective,
+        generator: Generators,
+    ) -> Tensor:
+        """The result of the lowest mean margin for each utterance."""
+        worst, lowest = waveforms.clone(), waveforms.new_full((len(waveforms),), torch.inf)
+        rows = Rows(
+            index=torch.arange(len(waveforms), device=waveforms.device),
+            score=score,
+            clean=waveforms,
+            labels=labels,
+            lengths=lengths,
+            generators=row_generators(generator, len(waveforms)),
+        )
+        for member in self.team(objective.threshold):
+            found = member.perturb(rows.score, rows.clean, rows.labels, rows.lengths, objective, rows.generators)
+            low, high = (rows.clean - member.epsilon).clamp_min(-1.0), (rows.clean + member.epsilon).clamp_max(1.0)
+            found = mask_padding(found.clamp(low, high), rows.lengths)
+            scores = [rows.score(found, rows.lengths) for _ in range(self.draws)]
+            margins = torch.stack([objective.loss(drawn, rows.labels) for drawn in scores]).to(lowest)
+            fallen = (margins < 0.0).all(0)
+            margin = margins.mean(0).masked_fill(fallen, -torch.inf)
+            lower = margin < lowest[rows.index]
+            chosen = rows.index[lower]
+            worst[chosen], lowest[chosen] = found[lower], margin[lower]
+            if not rows.keep(~fallen):
+                break
+        return worst

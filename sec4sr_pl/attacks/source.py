@@ -1,0 +1,120 @@
+"""Where gradients come from: back-propagation, or queries alone."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from sec4sr_pl.attacks.base import CACHED_SAMPLES, Generators, Score
+
+LossOfScores = Callable[[Tensor], Tensor]
+"""(batch, speakers) scores -> (batch,) losses to minimize, row by row."""
+
+QUERIED_SAMPLES = 2**25
+"""Samples an accelerator is asked about at a time: a thousand rows of 2 s, about 4 GB of activations."""
+
+
+class GradientSource(ABC):
+    """Scores at a point, and the gradient of a loss there; one draw of a randomized recognizer."""
+
+    @abstractmethod
+    def __call__(
+        self, score: Score, waveforms: Tensor, lengths: Tensor, loss: LossOfScores, generators: Generators
+    ) -> tuple[Tensor, Tensor]:
+        """(batch, speakers) detached scores and the (batch, time) gradient of each row's own loss."""
+
+
+@dataclass(frozen=True)
+class BackPropagation(GradientSource):
+    """The exact gradient, of the input only; one forward row an utterance."""
+
+    def __call__(
+        self, score: Score, waveforms: Tensor, lengths: Tensor, loss: LossOfScores, generators: Generators
+    ) -> tuple[Tensor, Tensor]:
+        """Scores and gradient."""
+        with torch.enable_grad():
+            x = waveforms.detach().requires_grad_(True)
+            scores = score(x, lengths)
+            gradient = torch.autograd.grad(loss(scores).sum(), x)[0]
+        return scores.detach(), gradient
+
+
+@dataclass(frozen=True)
+class NES(GradientSource):
+    """Natural evolution strategies: mean of loss(x + sigma u) u / sigma over antithetic Gaussian directions.
+
+    Asks `samples` + 1 forward rows an utterance. Directions are drawn for valid samples only, and by each row's own
+    generator where there are several.
+
+    Args:
+        samples: points asked, half of them the mirror images of the others.
+        sigma: their distance in each sample, as a fraction of full scale.
+
+    Raises:
+        ValueError: an odd number of samples, or sigma not above 0.
+
+    Source: Ilyas et al., "Black-box adversarial attacks with limited queries and information", 2018, algorithm 1.
+    """
+
+    samples: int = 50
+    sigma: float = 0.001
+
+    def __post_init__(self) -> None:
+        if self.samples < 2 or self.samples % 2 or not self.sigma > 0.0:
+            raise ValueError(f"Expected an even number of samples and sigma > 0, got {self.samples} and {self.sigma}")
+
+    def __call__(
+        self, score: Score, waveforms: Tensor, lengths: Tensor, loss: LossOfScores, generators: Generators
+    ) -> tuple[Tensor, Tensor]:
+        """Scores and estimated gradient."""
+        scores, total = score(waveforms, lengths), torch.zeros_like(waveforms)
+        at_a_time = CACHED_SAMPLES if waveforms.device.type == "cpu" else QUERIED_SAMPLES
+        pairs, most = self.samples // 2, max(1, at_a_time // max(1, 2 * waveforms.numel()))
+        for first in range(0, pairs, most):
+            count = min(most, pairs - first)
+            directions = normal(count, waveforms, lengths, generators)
+            points = waveforms + self.sigma * torch.cat([directions, -directions])
+            found = score(points.flatten(0, 1), lengths.repeat(2 * count))
+            losses = torch.stack([loss(part) for part in found.chunk(2 * count)])
+            total += ((losses[:count] - losses[count:]).unsqueeze(2) * directions).sum(0)
+        return scores, total / (self.samples * self.sigma)
+
+
+BACK_PROPAGATION = BackPropagation()
+
+
+def scores_and_gradient(
+    source: GradientSource | None,
+    score: Score,
+    waveforms: Tensor,
+    lengths: Tensor,
+    loss: LossOfScores,
+    generators: Generators,
+) -> tuple[Tensor, Tensor]:
+    """What a source tells; None is back-propagation."""
+    return (BACK_PROPAGATION if source is None else source)(score, waveforms, lengths, loss, generators)
+
+
+def normal(count: int, like: Tensor, lengths: Tensor, generators: Generators) -> Tensor:
+    """Normal draws on the valid samples of (batch, time), `count` of each, (count, batch, time); zero on padding.
+
+    Drawn where the generator lives; reading the lengths synchronizes an accelerator.
+    """
+    draws = like.new_zeros(count, *like.shape)
+    for row, length in enumerate(lengths.tolist()):
+        own = generators[row] if isinstance(generators, Sequence) else generators
+        device = like.device if own is None else own.device
+        for draw in draws:  # one by one: how many at a time depends on the batch
+            draw[row, :length] = torch.randn(length, generator=own, device=device, dtype=like.dtype).to(like.device)
+    return draws
+
+
+def row_generators(generators: Generators, batch: int) -> list[torch.Generator]:
+    """A generator of its own for each row, so that rows which leave do not change the draws of those which stay."""
+    if isinstance(generators, Sequence):
+        return list(generators)
+    device = "cpu" if generators is None else generators.device
+    seeds = torch.randint(2**63 - 1, (batch,), generator=generators, device=device).tolist()
+    return [torch.Generator().manual_seed(seed) for seed in seeds]
