@@ -38,10 +38,10 @@ def test_a_shipped_checkpoint_has_its_checksum_and_loads(path: Path) -> None:
 
 
 def test_adversarial_training_made_the_difference(attacked: Callable[..., Summary]) -> None:
-    natural, adversarial = (attacked(path, [PGD()], every=8) for path in (NATURAL, ADVERSARIAL))
-    assert natural.benign.successes >= 20  # of 32
+    natural, adversarial = (attacked(path, [PGD()], every=3) for path in (NATURAL, ADVERSARIAL))
+    assert natural.benign.successes >= 50  # of 84
     assert natural.rows[0].accuracy.successes == 0
-    assert adversarial.rows[0].accuracy.successes >= 3
+    assert adversarial.rows[0].accuracy.successes >= 6
 
 
 @pytest.mark.slow
