@@ -17,7 +17,7 @@ from scipy.stats import binomtest
 from torch import Tensor
 
 from sec4sr_pl import audio
-from sec4sr_pl.attacks import FGSM, PGD, Attack, CWinf
+from sec4sr_pl.attacks import CW2, FGSM, PGD, Attack, AutoAttack, CWinf
 from sec4sr_pl.backbones import AudioNet
 from sec4sr_pl.data.base import Utterances, collate
 from sec4sr_pl.data.manifest import DataError, label, scan
@@ -896,11 +896,31 @@ def test_the_tables_warn_of_attacks_that_do_nothing_and_of_more_steps_that_help_
     measures = {name: {"mean": 1.0, "undefined": 0} for name in MEASURES}
     rows = [Row("PGD-1", stronger, stronger, None, measures, 2.0), Row("PGD-2", weaker, still, None, measures, 3.0)]
     rows.append(Row("PGD-10-step0", still, still, None, {**measures, "snr": {"mean": None, "undefined": 12}}, 11.0))
-    found = notes(campaign, rows)
+    found = notes(campaign, rows, [0, 0, 12])
     assert [text.split("**")[1] for text in found if text.startswith("**")] == [
         "PGD-2 is weaker than PGD-1",
         "PGD-10-step0 left 12 utterances unchanged",
     ]
+
+
+def test_an_attack_without_a_ball_is_measured_by_its_successes_alone(make: Make) -> None:
+    campaign = make(attacks=[PGD(steps=1), CW2(steps=20, search_steps=2, initial_const=1.0)])
+    campaign.run()
+    summary = summarize(campaign)
+    right = {record["name"] for record in campaign.records(BENIGN) if record["correct"]}
+    records = list(campaign.records(campaign.attacks[1].name))
+    won = [record["l2"] for record in records if record["name"] in right and record["achieved"]]
+    assert 0 < len(won) < len(records)
+    assert summary.rows[1].measures["l2"]["mean"] == pytest.approx(sum(won) / len(won))
+    assert summary.worst == summary.rows[0].accuracy
+    assert any("no ball" in note for note in summary.notes)
+    assert not any("unchanged" in note for note in summary.notes)  # what was wrong already is rightly left alone
+
+
+def test_an_ensemble_of_attacks_has_the_draws_of_its_weakest_member() -> None:
+    assert AutoAttack(draws=5, steps=2, queries=2).gradient_draws == 1
+    assert AutoAttack(version="rand", steps=2).gradient_draws == 20
+    assert (PGD().gradient_draws, PGD(draws=7).gradient_draws) == (1, 7)
 
 
 def test_a_resume_refuses_other_weights(make: Make, recognizer: Recognizer, data: Utterances) -> None:

@@ -33,7 +33,7 @@ from sec4sr_pl.cli import SpeakerCLI, train
 from sec4sr_pl.data import SpeakerData
 from sec4sr_pl.defenses import FeCo
 from sec4sr_pl.draws import key
-from sec4sr_pl.features import LogMel
+from sec4sr_pl.features import LogMel, SpecMask
 from sec4sr_pl.recognizer import Recognizer
 from sec4sr_pl.scoring import ClosedSet
 from sec4sr_pl.training import (
@@ -180,6 +180,17 @@ def test_the_worst_weights_are_up_the_loss_at_their_distance_and_change_nothing(
 
     there, here = {name: weight.detach() for name, weight in worst.items()}, dict(recognizer.named_parameters())
     assert loss(there) > loss({}) > loss({name: 2 * here[name].detach() - weight for name, weight in there.items()})
+
+
+def test_the_worst_weights_are_sought_and_used_under_the_same_draws(crops: Batch) -> None:
+    recognizer = Recognizer(LogMel(mask=SpecMask()), AudioNet(), ClosedSet(32, 10), [FeCo(0.5)]).train()
+    objective, losses = AWP(PGD(steps=1), 1.0, radius=0.0), []
+    recognizer.seed(0)
+    step = objective(recognizer, crops, keys_of(crops.names))
+    recognizer.seed(0)
+    objective.worst_weights = lambda r, w, s: losses.append(functional.cross_entropy(r(w), s).item()) or {}  # type: ignore[method-assign, func-returns-value]
+    objective(recognizer, crops, keys_of(crops.names))
+    assert losses == [pytest.approx(step.loss.item(), rel=1e-4)]
 
 
 def test_the_step_at_the_worst_weights_is_taken_from_the_weights_themselves(

@@ -71,6 +71,11 @@ class AutoAttack(Attack):
         marks += [] if self.members is None else [member.name for member in self.members]
         return "-".join(["AutoAttack", *marks])
 
+    @property
+    def gradient_draws(self) -> int:
+        """Those of the member with the fewest; `draws` alone only compares results."""
+        return min(member.gradient_draws for member in self.team(-math.inf))
+
     def team(self, threshold: float) -> list[Attack]:
         """The members against a recognizer with a threshold, -inf in a closed set."""
         if self.members is not None:

@@ -100,6 +100,11 @@ class Attack(ABC):
         """A short name for tables and folders."""
         return type(self).__name__
 
+    @property
+    def gradient_draws(self) -> int:
+        """Draws of a randomized recognizer behind each step (EOT)."""
+        return int(getattr(self, "draws", 1))
+
     @final
     def __call__(
         self,

@@ -8,6 +8,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from sec4sr_pl.attacks import Attack
 from sec4sr_pl.metrics import r1_score, wilson_interval
 from sec4sr_pl.robustness.campaign import BENIGN, Campaign, Record, write_text
 
@@ -168,14 +169,17 @@ def summarize(campaign: Campaign) -> Summary:
     """
     benign = list(campaign.records(BENIGN))
     was_correct = {record["name"]: record["correct"] for record in benign}
-    rows, still_correct = [], dict(was_correct)
+    rows, unchanged, accuracies, still_correct = [], [], [], dict(was_correct)
     for attack in campaign.attacks:
         records = list(campaign.records(attack.name))
-        rows.append(_row(attack.name, records, was_correct, campaign.perceptual))
-        for record in records:
-            still_correct[record["name"]] &= record["correct"]
+        row = _row(attack, records, was_correct, campaign.perceptual)
+        rows.append(row)
+        unchanged.append(sum(record["linf"] == 0 and not record["achieved"] for record in records))
+        if math.isfinite(attack.epsilon):  # what may change anything as far as it likes is no measure beside the others
+            accuracies += [] if row.accuracy.value is None else [row.accuracy.value]
+            for record in records:
+                still_correct[record["name"]] &= record["correct"]
     benign_rate = Rate.of(was_correct.values())
-    accuracies = [row.accuracy.value for row in rows if row.accuracy.value is not None]
     r1 = r1_score(benign_rate.value or 0.0, math.fsum(accuracies) / len(accuracies)) if accuracies else None
     return Summary(
         benign_rate,
@@ -184,22 +188,23 @@ def summarize(campaign: Campaign) -> Summary:
         Rate.of(still_correct.values()),
         r1,
         campaign.goal,
-        notes(campaign, rows),
+        notes(campaign, rows, unchanged),
     )
 
 
-def _row(name: str, records: Sequence[Record], was_correct: dict[str, bool], perceptual: bool) -> Row:
-    """The numbers of one attack."""
+def _row(attack: Attack, records: Sequence[Record], was_correct: dict[str, bool], perceptual: bool) -> Row:
+    """The numbers of one attack; the distortion of one without a ball is that of its successes."""
+    counted = [record for record in records if was_correct[record["name"]] and record["target"] != record["label"]]
+    changed = records if math.isfinite(attack.epsilon) else [record for record in counted if record["achieved"]]
     measures: dict[str, dict[str, float | int | None]] = {
         measure: {
-            "mean": mean(record[measure] for record in records),
-            "undefined": sum(record[measure] is None for record in records) if perceptual or measure in EXACT else None,
+            "mean": mean(record[measure] for record in changed),
+            "undefined": sum(record[measure] is None for record in changed) if perceptual or measure in EXACT else None,
         }
         for measure in MEASURES
     }
-    counted = [record for record in records if was_correct[record["name"]] and record["target"] != record["label"]]
     return Row(
-        name,
+        attack.name,
         Rate.of(record["correct"] for record in records),
         Rate.of(record["achieved"] for record in counted),
         mean(record["correct_rate"] for record in records),
@@ -208,15 +213,19 @@ def _row(name: str, records: Sequence[Record], was_correct: dict[str, bool], per
     )
 
 
-def notes(campaign: Campaign, rows: Sequence[Row]) -> list[str]:
-    """What a reader must know before believing the table."""
+def notes(campaign: Campaign, rows: Sequence[Row], unchanged: Sequence[int]) -> list[str]:
+    """What a reader must know before believing the table; `unchanged` utterances withstood each attack untouched."""
     found = []
+    if free := [attack.name for attack in campaign.attacks if not math.isfinite(attack.epsilon)]:
+        found.append(
+            f"{', '.join(free)}: no ball, so not in the worst case and in R1; read how much a success changed "
+            "(means over the successes)."
+        )
     if campaign.goal != "untargeted":
         found.append("Targeted attacks do not aim at wrong decisions: read their success; accuracy and R1 flatter.")
-    for attack, row in zip(campaign.attacks, rows, strict=True):
-        unchanged = row.measures["snr"]["undefined"] or 0
-        if unchanged > row.accuracy.trials // 10:
-            found.append(f"**{attack.name} left {unchanged} utterances unchanged**: zero gradients, or no budget.")
+    for attack, row, idle in zip(campaign.attacks, rows, unchanged, strict=True):
+        if idle > row.accuracy.trials // 10:
+            found.append(f"**{attack.name} left {idle} utterances unchanged**: zero gradients, or no budget.")
         for other, stronger in zip(campaign.attacks, rows, strict=True):
             same = attack.settings() | {"steps": 0} == other.settings() | {"steps": 0} and type(attack) is type(other)
             more = getattr(other, "steps", 0) > getattr(attack, "steps", 0)
@@ -225,7 +234,7 @@ def notes(campaign: Campaign, rows: Sequence[Row]) -> list[str]:
     if campaign.recognizer.defenses and not campaign.adaptive:
         found.append("**Oblivious**: crafted without the defenses. This is no measure of robustness.")
     if campaign.recognizer.randomized and campaign.adaptive:
-        few = [attack.name for attack in campaign.attacks if getattr(attack, "draws", 1) == 1]
+        few = [attack.name for attack in campaign.attacks if attack.gradient_draws == 1]
         if few:
             found.append(
                 f"**Randomized recognizer, one gradient draw a step (no EOT)**: {', '.join(few)}. "

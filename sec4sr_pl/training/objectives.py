@@ -104,12 +104,12 @@ class AdversarialTraining(TrainingObjective):
         waveforms[rows] = result.waveforms
         adversarial = torch.zeros(len(keys), dtype=torch.bool)
         adversarial[chosen] = True
-        scores = self.scores(recognizer, waveforms, batch.speakers)
+        scores = self.scores(recognizer, waveforms, batch.speakers, key(*keys, "scores"))
         loss = functional.cross_entropy(scores, batch.speakers, label_smoothing=self.label_smoothing)
         return Step(loss, scores.detach(), batch.speakers, adversarial.to(waveforms.device), result.queries.sum())
 
-    def scores(self, recognizer: Recognizer, waveforms: Tensor, speakers: Tensor) -> Tensor:
-        """What the loss is computed on."""
+    def scores(self, recognizer: Recognizer, waveforms: Tensor, speakers: Tensor, seed: int) -> Tensor:
+        """What the loss is computed on; `seed` is for those who need the chain's draws twice."""
         return recognizer(waveforms)  # type: ignore[no-any-return]
 
 
@@ -133,9 +133,12 @@ class AWP(AdversarialTraining):
             raise ValueError(f"Expected radius >= 0, got {radius}")
         self.radius = radius
 
-    def scores(self, recognizer: Recognizer, waveforms: Tensor, speakers: Tensor) -> Tensor:
-        """Scores at the worst weights."""
-        return functional_call(recognizer, self.worst_weights(recognizer, waveforms, speakers), waveforms)  # type: ignore[no-any-return]
+    def scores(self, recognizer: Recognizer, waveforms: Tensor, speakers: Tensor, seed: int) -> Tensor:
+        """Scores at the weights that are worst under the same draws of the chain."""
+        recognizer.seed(seed)
+        weights = self.worst_weights(recognizer, waveforms, speakers)
+        recognizer.seed(seed)
+        return functional_call(recognizer, weights, waveforms)  # type: ignore[no-any-return]
 
     def worst_weights(self, recognizer: Recognizer, waveforms: Tensor, speakers: Tensor) -> dict[str, Tensor]:
         """Each weight tensor, moved up the loss; the gradient passes to the weight itself."""
