@@ -38,7 +38,7 @@ class AutoAttack(Attack):
         ValueError: a parameter outside its range, no member, or one with a larger ball.
 
     Source: Croce and Hein, "Reliable evaluation of adversarial robustness with an ensemble of diverse parameter-free
-    attacks", 2020. Without its FAB, which Square and targeted Auto-PGD leave little to add to.
+    attacks", 2020. Without its FAB.
     """
 
     def __init__(
