@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable
 
 import torch
-from naive import NaiveAudioNet, naive_step
+from naive import TUNED, NaiveAudioNet, naive_step
 from torch import Tensor
 from torch.nn import functional
 
@@ -26,7 +26,6 @@ from sec4sr_pl.training.objectives import AdversarialTraining
 from sec4sr_pl.types import Batch, full_lengths
 
 BATCH, SECONDS, SPEAKERS = 32, 5.0, 251
-TUNED = {"MALLOC_MMAP_THRESHOLD_": "4294967296", "MALLOC_TRIM_THRESHOLD_": "17179869184"}
 WAYS = ("ours", "ours, bf16", "naive", "floor")
 
 

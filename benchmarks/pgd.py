@@ -1,19 +1,21 @@
 """PGD-10 on 16 utterances of 5 s: this package against foolbox, ART and torchattacks on a model with torch.stft.
 
-All in turn in one process; the ratio of medians is the figure. The same attack: no random start, the same steps.
+The same attack: no random start, the same steps. Each measurement is a process of its own, in turn, under glibc's
+default allocator and under a tuned one. This package tunes the default by itself (`keep_large_blocks`); the others are
+run as they come.
 """
 
+import os
 import statistics
+import subprocess
+import sys
 import time
 from collections.abc import Callable
 
-import foolbox
 import torch
-import torchattacks
-from art.attacks.evasion import ProjectedGradientDescentPyTorch
-from art.estimators.classification import PyTorchClassifier
-from naive import NaiveAudioNet
+from naive import TUNED, NaiveAudioNet
 from torch import Tensor, nn
+from torch.nn import functional
 
 from sec4sr_pl.allocator import keep_large_blocks
 from sec4sr_pl.attacks import PGD
@@ -21,6 +23,9 @@ from sec4sr_pl.backbones import AudioNet
 from sec4sr_pl.features import LogMel
 from sec4sr_pl.recognizer import Recognizer
 from sec4sr_pl.scoring import ClosedSet
+
+BATCH, SECONDS, SPEAKERS = 16, 5.0, 251
+Attacker = Callable[[], Tensor]
 
 
 class FromUnitRange(nn.Module):
@@ -35,47 +40,83 @@ class FromUnitRange(nn.Module):
         return self.model(2.0 * images[:, 0, 0] - 1.0)  # type: ignore[no-any-return]
 
 
-def main(rounds: int = 7, batch: int = 16, seconds: float = 5.0) -> None:
-    """Print medians, ratios and the losses that each attack reached."""
-    keep_large_blocks()  # for all of them
-    torch.manual_seed(0)
-    recognizer = Recognizer(LogMel(), AudioNet(), ClosedSet(32, 251)).eval()
-    model = NaiveAudioNet(recognizer).eval()
-    waveforms = 0.05 * torch.randn(batch, round(16_000 * seconds))
-    labels = recognizer(waveforms).argmax(1)
-    bounded = foolbox.PyTorchModel(model, bounds=(-1, 1), device="cpu")
-    by_foolbox = foolbox.attacks.LinfPGD(abs_stepsize=0.0004, steps=10, random_start=False)
-    classifier = PyTorchClassifier(
-        model, nn.CrossEntropyLoss(), waveforms.shape[1:], nb_classes=251, clip_values=(-1.0, 1.0), device_type="cpu"
+def ours(recognizer: Recognizer, waveforms: Tensor, labels: Tensor) -> Attacker:
+    """This package."""
+    keep_large_blocks()
+    return lambda: PGD()(recognizer, waveforms, labels).waveforms
+
+
+def by_foolbox(recognizer: Recognizer, waveforms: Tensor, labels: Tensor) -> Attacker:
+    """foolbox's LinfPGD."""
+    import foolbox
+
+    model = foolbox.PyTorchModel(NaiveAudioNet(recognizer).eval(), bounds=(-1, 1), device="cpu")
+    attack = foolbox.attacks.LinfPGD(abs_stepsize=0.0004, steps=10, random_start=False)
+    return lambda: attack.run(model, waveforms, labels, epsilon=0.002)  # type: ignore[no-any-return]
+
+
+def by_art(recognizer: Recognizer, waveforms: Tensor, labels: Tensor) -> Attacker:
+    """The Adversarial Robustness Toolbox's PGD."""
+    from art.attacks.evasion import ProjectedGradientDescentPyTorch
+    from art.estimators.classification import PyTorchClassifier
+
+    model, loss, shape = NaiveAudioNet(recognizer).eval(), nn.CrossEntropyLoss(), waveforms.shape[1:]
+    classifier = PyTorchClassifier(model, loss, shape, nb_classes=SPEAKERS, clip_values=(-1.0, 1.0), device_type="cpu")
+    attack = ProjectedGradientDescentPyTorch(
+        classifier, eps=0.002, eps_step=0.0004, max_iter=10, batch_size=BATCH, verbose=False
     )
-    by_art = ProjectedGradientDescentPyTorch(
-        classifier, eps=0.002, eps_step=0.0004, max_iter=10, batch_size=batch, verbose=False
-    )
-    by_torchattacks = torchattacks.PGD(FromUnitRange(model), eps=0.001, alpha=0.0002, steps=10, random_start=False)
+    return lambda: torch.from_numpy(attack.generate(waveforms.numpy(), labels.numpy()))
+
+
+def by_torchattacks(recognizer: Recognizer, waveforms: Tensor, labels: Tensor) -> Attacker:
+    """torchattacks' PGD."""
+    import torchattacks
+
+    model = FromUnitRange(NaiveAudioNet(recognizer).eval())
+    attack = torchattacks.PGD(model, eps=0.001, alpha=0.0002, steps=10, random_start=False)
     images = (waveforms[:, None, None] + 1.0) / 2.0
-    ways: dict[str, Callable[[], Tensor]] = {
-        "sec4sr_pl": lambda: PGD()(recognizer, waveforms, labels).waveforms,
-        "foolbox": lambda: by_foolbox.run(bounded, waveforms, labels, epsilon=0.002),
-        "ART": lambda: torch.from_numpy(by_art.generate(waveforms.numpy(), labels.numpy())),
-        "torchattacks": lambda: 2.0 * by_torchattacks(images, labels)[:, 0, 0] - 1.0,
-    }
-    times: dict[str, list[float]] = {name: [] for name in ways}
+    return lambda: 2.0 * attack(images, labels)[:, 0, 0] - 1.0
+
+
+WAYS = {"sec4sr_pl": ours, "foolbox": by_foolbox, "ART": by_art, "torchattacks": by_torchattacks}
+
+
+def worker(way: str, runs: int) -> None:
+    """Print the median seconds of a run, and the loss that it reached."""
+    torch.manual_seed(0)
+    recognizer = Recognizer(LogMel(), AudioNet(), ClosedSet(32, SPEAKERS)).eval()
+    waveforms = 0.05 * torch.randn(BATCH, round(16_000 * SECONDS))
+    labels = recognizer(waveforms).argmax(1)
+    attack = WAYS[way](recognizer, waveforms, labels)
+    times = []
+    for _ in range(runs + 1):  # the first warms up
+        start = time.perf_counter()
+        adversarial = attack()
+        times.append(time.perf_counter() - start)
+    with torch.no_grad():
+        loss = functional.cross_entropy(recognizer(adversarial), labels).item()
+    print(statistics.median(times[1:]), loss)
+
+
+def main(rounds: int = 5, runs: int = 5) -> None:
+    """Print medians over rounds of processes, the ratios to ours under the same allocator, and the losses reached."""
+    print(f"PGD-10, {BATCH} x {SECONDS} s, {torch.get_num_threads()} threads, {rounds} processes a row in turn")
+    seconds: dict[tuple[str, str], list[float]] = {}
     losses = {}
-    for turn in range(rounds + 1):  # the first warms up
-        for name, way in ways.items():
-            start = time.perf_counter()
-            adversarial = way()
-            if turn:
-                times[name].append(time.perf_counter() - start)
-            with torch.no_grad():
-                losses[name] = nn.functional.cross_entropy(recognizer(adversarial), labels).item()
-    own = statistics.median(times["sec4sr_pl"])
-    print(f"PGD-10, {batch} x {seconds} s, {torch.get_num_threads()} threads, {rounds} rounds in turn")
-    for name, values in times.items():
-        median = statistics.median(values)
+    for _ in range(rounds):
+        for allocator, environment in (("default", {}), ("tuned", TUNED)):
+            for way in WAYS:
+                command = [sys.executable, __file__, way, str(runs)]
+                shown = subprocess.run(
+                    command, env=os.environ | environment, check=True, stdout=subprocess.PIPE, text=True
+                )
+                median, losses[way] = map(float, shown.stdout.split()[-2:])
+                seconds.setdefault((allocator, way), []).append(median)
+    for (allocator, way), values in seconds.items():
+        median, own = statistics.median(values), statistics.median(seconds[allocator, "sec4sr_pl"])
         span = f"from {min(values):.2f} to {max(values):.2f}"
-        print(f"  {name:12} {median:5.2f} s ({span}), {median / own:4.2f} times ours, loss {losses[name]:.4f}")
+        print(f"  {allocator:8} {way:12} {median:5.2f} s ({span}), {median / own:4.2f} times ours, loss {losses[way]:.4f}")
 
 
 if __name__ == "__main__":
-    main()
+    main() if len(sys.argv) == 1 else worker(sys.argv[1], int(sys.argv[2]))

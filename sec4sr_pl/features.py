@@ -114,7 +114,7 @@ class LogMelStage(nn.Module):
     def _rows(self, padded: Tensor) -> int:
         """Rows whose spectra stay in a CPU's cache, and under the size at which glibc returns memory at once."""
         bins = padded.shape[1] // self.hop * (self.n_fft // 2)
-        return max(1, 2**20 // bins) if padded.device.type == "cpu" else max(1, len(padded))
+        return max(1, 2**18 // bins) if padded.device.type == "cpu" else max(1, len(padded))
 
     def forward(self, waveforms: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
         """(batch, time) -> (batch, frames, mels) in dB; one frame a hop, zero past the valid frames."""
