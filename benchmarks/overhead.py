@@ -15,6 +15,7 @@ import soundfile
 import torch
 from pytorch_lightning import Callback, LightningModule, Trainer
 from pytorch_lightning.loggers import CSVLogger
+from torch.utils.data import DataLoader
 
 from sec4sr_pl.allocator import keep_large_blocks
 from sec4sr_pl.attacks import PGD
@@ -77,7 +78,8 @@ def by_trainer(batches: list[Batch], folder: Path) -> float:
         enable_model_summary=False,
         enable_checkpointing=False,
     )
-    trainer.fit(SpeakerModule(recognizer, objective), batches)
+    loader = DataLoader(batches, batch_size=None, collate_fn=lambda batch: batch)  # type: ignore[arg-type, type-var]
+    trainer.fit(SpeakerModule(recognizer, objective), loader)
     return statistics.median(later - earlier for earlier, later in itertools.pairwise(clock.ends))
 
 
