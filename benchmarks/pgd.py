@@ -47,7 +47,7 @@ def ours(recognizer: Recognizer, waveforms: Tensor, labels: Tensor) -> Attacker:
 
 
 def by_foolbox(recognizer: Recognizer, waveforms: Tensor, labels: Tensor) -> Attacker:
-    """foolbox's LinfPGD."""
+    """Foolbox's LinfPGD."""
     import foolbox
 
     model = foolbox.PyTorchModel(NaiveAudioNet(recognizer).eval(), bounds=(-1, 1), device="cpu")
@@ -69,7 +69,7 @@ def by_art(recognizer: Recognizer, waveforms: Tensor, labels: Tensor) -> Attacke
 
 
 def by_torchattacks(recognizer: Recognizer, waveforms: Tensor, labels: Tensor) -> Attacker:
-    """torchattacks' PGD."""
+    """Torchattacks' PGD."""
     import torchattacks
 
     model = FromUnitRange(NaiveAudioNet(recognizer).eval())
@@ -115,7 +115,9 @@ def main(rounds: int = 5, runs: int = 5) -> None:
     for (allocator, way), values in seconds.items():
         median, own = statistics.median(values), statistics.median(seconds[allocator, "sec4sr_pl"])
         span = f"from {min(values):.2f} to {max(values):.2f}"
-        print(f"  {allocator:8} {way:12} {median:5.2f} s ({span}), {median / own:4.2f} times ours, loss {losses[way]:.4f}")
+        print(
+            f"  {allocator:8} {way:12} {median:5.2f} s ({span}), {median / own:4.2f} times ours, loss {losses[way]:.4f}"
+        )
 
 
 if __name__ == "__main__":

@@ -48,9 +48,7 @@ def main(path: Path, rounds: int = 5) -> None:
         print(f"  16 x {seconds:.0f} s {value:7.1f} ms, {value / seconds:.1f} ms a second of speech")
     figure, (left, right) = plt.subplots(1, 2, figsize=(8, 3), layout="constrained")
     left.plot(BATCHES, by_batch, "o-")
-    left.set(
-        xlabel="batch (5 s each)", ylabel="ms an utterance", ylim=(0, 1.2 * max(by_batch)), title="by batch"
-    )
+    left.set(xlabel="batch (5 s each)", ylabel="ms an utterance", ylim=(0, 1.2 * max(by_batch)), title="by batch")
     right.plot(LENGTHS, by_length, "o-")
     right.set(xlabel="length, s (batch 16)", ylim=(0, None), xlim=(0, None), title="by length")
     path.parent.mkdir(parents=True, exist_ok=True)
