@@ -139,6 +139,20 @@ class Recognizer(nn.Module):
         fast._modules = {**self._modules, "backbone": self.backbone.fused()}  # type: ignore[operator]
         return fast
 
+    def with_gradient(self, name: str) -> "Recognizer":
+        """The same function, where `name` stands for the gradient of the defenses that have it among `gradients`.
+
+        Shares everything, the defenses' draws among it.
+        """
+        other, defenses = copy.copy(self), nn.ModuleList()
+        for defense in self.defenses:
+            twin = copy.copy(defense)
+            if name in defense.gradients:  # type: ignore[operator]
+                twin.gradient = name  # type: ignore[assignment]
+            defenses.append(twin)
+        other._modules = {**self._modules, "defenses": defenses}
+        return other
+
     def with_defenses(self, defenses: Sequence[Defense]) -> "Recognizer":
         """The same front end and backbone behind other defenses.
 
@@ -226,6 +240,13 @@ class Ensemble(nn.Module):
         members = nn.ModuleList(member.fused() for member in self.members)  # type: ignore[operator]
         fast._modules = {**self._modules, "members": members}
         return fast
+
+    def with_gradient(self, name: str) -> "Ensemble":
+        """The same function, of the members of `Recognizer.with_gradient`."""
+        other = copy.copy(self)
+        members = nn.ModuleList(member.with_gradient(name) for member in self.members)  # type: ignore[operator]
+        other._modules = {**self._modules, "members": members}
+        return other
 
     def with_defenses(self, defenses: Sequence[Defense]) -> "Ensemble":
         """The same members, each behind its own copy of other defenses; scorers as in `Recognizer.with_defenses`."""

@@ -1,5 +1,6 @@
 """Attacks on a score function, and the goals they pursue."""
 
+from sec4sr_pl.attacks.adaptive import Adaptive
 from sec4sr_pl.attacks.apgd import APGD, TargetedAPGD
 from sec4sr_pl.attacks.autoattack import AutoAttack
 from sec4sr_pl.attacks.base import Attack, AttackResult, Score
@@ -10,6 +11,7 @@ from sec4sr_pl.attacks.minimal import FMN
 from sec4sr_pl.attacks.objective import Objective
 from sec4sr_pl.attacks.source import NES, BackPropagation, GradientSource
 from sec4sr_pl.attacks.square import Square
+from sec4sr_pl.attacks.worst import WorstCase
 
 __all__ = [
     "APGD",
@@ -19,6 +21,7 @@ __all__ = [
     "FMN",
     "NES",
     "PGD",
+    "Adaptive",
     "Attack",
     "AttackResult",
     "AutoAttack",
@@ -29,4 +32,5 @@ __all__ = [
     "Score",
     "Square",
     "TargetedAPGD",
+    "WorstCase",
 ]

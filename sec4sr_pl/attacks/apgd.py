@@ -10,7 +10,7 @@ from sec4sr_pl.attacks.base import Attack, CountedScore, Generators
 from sec4sr_pl.attacks.gradient import AnyLoss, attack_loss, uniform
 from sec4sr_pl.attacks.objective import Objective
 from sec4sr_pl.attacks.rows import Rows
-from sec4sr_pl.attacks.source import GradientSource, row_generators, scores_and_gradient
+from sec4sr_pl.attacks.source import GradientSource, scores_and_gradient
 from sec4sr_pl.types import REJECT
 
 MOMENTUM = 0.75
@@ -97,14 +97,7 @@ class APGD(Attack):
     @staticmethod
     def rows(score: CountedScore, waveforms: Tensor, labels: Tensor, lengths: Tensor, generator: Generators) -> Rows:
         """The utterances to work on."""
-        return Rows(
-            index=torch.arange(len(waveforms), device=waveforms.device),
-            score=score,
-            clean=waveforms,
-            labels=labels,
-            lengths=lengths,
-            generators=row_generators(generator, len(waveforms)),
-        )
+        return Rows.of(score, labels, lengths, generator, clean=waveforms)
 
     def descend(
         self, rows: Rows, best: Tensor, lowest: Tensor, goal: Objective, direction: Objective, aims: Tensor

@@ -1,29 +1,26 @@
 """AutoAttack: the worst that several attacks without parameters to tune can do to each utterance."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Literal
 
-import torch
 from torch import Tensor
 
 from sec4sr_pl.attacks.apgd import APGD, TargetedAPGD
-from sec4sr_pl.attacks.base import Attack, CountedScore, Generators
+from sec4sr_pl.attacks.base import Attack
 from sec4sr_pl.attacks.objective import Objective
 from sec4sr_pl.attacks.rows import Rows
-from sec4sr_pl.attacks.source import row_generators
 from sec4sr_pl.attacks.square import Square
-from sec4sr_pl.types import mask_padding
+from sec4sr_pl.attacks.worst import WorstCase
 
 
-class AutoAttack(Attack):
+class AutoAttack(WorstCase):
     """The worst of several attacks for each utterance, in the L-infinity ball; nothing to tune but the ball.
 
     Members work in order, each on the utterances still standing. "standard": Auto-PGD on cross-entropy (on the margin
     where there is a threshold), targeted Auto-PGD, the one-dimensional Square attack. "rand", for randomized
-    recognizers: Auto-PGD on cross-entropy and on the margin with draws at each step. An utterance has fallen when its
-    goal is achieved, with the objective's confidence, in every one of `draws` fresh draws; one that stands gets the
-    member's result of the lowest mean margin. Host synchronizations: two a member beside the members' own.
+    recognizers: Auto-PGD on cross-entropy and on the margin with draws at each step. `WorstCase` says when an utterance
+    has fallen. Host synchronizations: two a member beside the members' own.
 
     Args:
         epsilon: radius of the ball, as a fraction of full scale; of every member.
@@ -90,36 +87,7 @@ class AutoAttack(Attack):
             Square(self.epsilon, self.queries),
         ]
 
-    def perturb(
-        self,
-        score: CountedScore,
-        waveforms: Tensor,
-        labels: Tensor,
-        lengths: Tensor,
-        objective: Objective,
-        generator: Generators,
-    ) -> Tensor:
-        """The result of the lowest mean margin for each utterance."""
-        worst, lowest = waveforms.clone(), waveforms.new_full((len(waveforms),), torch.inf)
-        rows = Rows(
-            index=torch.arange(len(waveforms), device=waveforms.device),
-            score=score,
-            clean=waveforms,
-            labels=labels,
-            lengths=lengths,
-            generators=row_generators(generator, len(waveforms)),
-        )
+    def runs(self, rows: Rows, objective: Objective) -> Iterator[Tensor]:
+        """The members' results."""
         for member in self.team(objective.threshold):
-            found = member.perturb(rows.score, rows.clean, rows.labels, rows.lengths, objective, rows.generators)
-            low, high = (rows.clean - member.epsilon).clamp_min(-1.0), (rows.clean + member.epsilon).clamp_max(1.0)
-            found = mask_padding(found.clamp(low, high), rows.lengths)
-            scores = [rows.score(found, rows.lengths) for _ in range(self.draws)]
-            margins = torch.stack([objective.loss(drawn, rows.labels) for drawn in scores]).to(lowest)
-            fallen = (margins < 0.0).all(0)
-            margin = margins.mean(0).masked_fill(fallen, -torch.inf)
-            lower = margin < lowest[rows.index]
-            chosen = rows.index[lower]
-            worst[chosen], lowest[chosen] = found[lower], margin[lower]
-            if not rows.keep(~fallen):
-                break
-        return worst
+            yield member.perturb(rows.score, rows.clean, rows.labels, rows.lengths, objective, rows.generators)

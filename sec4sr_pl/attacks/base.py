@@ -81,6 +81,18 @@ class CountedScore:
         other.size = len(rows)
         return other
 
+    def of(self, form: Callable[[Any], Score]) -> "CountedScore":
+        """Another form of the recognizer, whose answers are counted here too.
+
+        Raises:
+            ValueError: what is attacked is no recognizer.
+        """
+        if not hasattr(self.score, "with_gradient"):
+            raise ValueError(f"Expected a recognizer, whose defenses are known, got {type(self.score).__name__}")
+        other = copy.copy(self)
+        other.score = form(self.score)
+        return other
+
     def __call__(self, waveforms: Tensor, lengths: Tensor) -> Tensor:
         """Scores of the utterances in order, or of several copies of the batch one after the other."""
         self.queries[self.rows] += len(waveforms) // max(1, self.size)

@@ -9,7 +9,7 @@ from torch import Tensor
 from sec4sr_pl.attacks.base import Attack, CountedScore, Generators
 from sec4sr_pl.attacks.objective import Objective
 from sec4sr_pl.attacks.rows import Rows
-from sec4sr_pl.attacks.source import GradientSource, row_generators, scores_and_gradient
+from sec4sr_pl.attacks.source import GradientSource, scores_and_gradient
 
 INSIDE = 0.999999
 """Keeps samples off full scale, where tanh has no inverse."""
@@ -98,14 +98,7 @@ class CW2(Attack):
         best, smallest = waveforms.clone(), waveforms.new_full((batch,), torch.inf)
         const, low = waveforms.new_full((batch,), self.initial_const), waveforms.new_zeros(batch)
         high = torch.full_like(low, LARGEST)
-        everyone = Rows(
-            index=torch.arange(batch, device=waveforms.device),
-            score=score,
-            clean=waveforms,
-            labels=labels,
-            lengths=lengths,
-            generators=row_generators(generator, batch),
-        )
+        everyone = Rows.of(score, labels, lengths, generator, clean=waveforms)
         for _ in range(self.search_steps):
             if not everyone.keep(smallest[everyone.index] > 0.0):
                 break

@@ -6,7 +6,7 @@ from torch import Tensor
 from sec4sr_pl.attacks.base import Attack, CountedScore, Generators
 from sec4sr_pl.attacks.objective import Objective
 from sec4sr_pl.attacks.rows import Rows
-from sec4sr_pl.attacks.source import NES, row_generators
+from sec4sr_pl.attacks.source import NES
 
 PLATEAU = 5
 """Losses held to tell whether the last one is above the first."""
@@ -88,12 +88,11 @@ class FAKEBOB(Attack):
         if self.queries is not None:
             steps = min(steps, (self.queries - self.draws) // ((self.samples + 1) * self.draws))
         best = waveforms.clone()
-        rows = Rows(
-            index=torch.arange(batch, device=waveforms.device),
-            score=score,
-            labels=labels,
-            lengths=lengths,
-            generators=row_generators(generator, batch),
+        rows = Rows.of(
+            score,
+            labels,
+            lengths,
+            generator,
             low=(waveforms - self.epsilon).clamp_min(-1.0),
             high=(waveforms + self.epsilon).clamp_max(1.0),
             x=waveforms,

@@ -10,7 +10,7 @@ from torch import Tensor
 from sec4sr_pl.attacks.base import Attack, CountedScore, Generators
 from sec4sr_pl.attacks.objective import Objective
 from sec4sr_pl.attacks.rows import Rows
-from sec4sr_pl.attacks.source import GradientSource, row_generators, scores_and_gradient
+from sec4sr_pl.attacks.source import GradientSource, scores_and_gradient
 
 
 class FMN(Attack):
@@ -86,13 +86,12 @@ class FMN(Attack):
         batch = len(waveforms)
         objective = dataclasses.replace(objective, confidence=self.confidence)
         best, smallest = waveforms.clone(), waveforms.new_full((batch,), torch.inf)
-        rows = Rows(
-            index=torch.arange(batch, device=waveforms.device),
-            score=score,
+        rows = Rows.of(
+            score,
+            labels,
+            lengths,
+            generator,
             clean=waveforms,
-            labels=labels,
-            lengths=lengths,
-            generators=row_generators(generator, batch),
             change=torch.zeros_like(waveforms),
             radius=torch.full_like(smallest, torch.inf),
         )

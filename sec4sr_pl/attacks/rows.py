@@ -1,8 +1,13 @@
 """Bookkeeping of attacks whose finished utterances leave the batch."""
 
 from types import SimpleNamespace
+from typing import Any
 
+import torch
 from torch import Tensor
+
+from sec4sr_pl.attacks.base import CountedScore, Generators
+from sec4sr_pl.attacks.source import row_generators
 
 
 class Rows(SimpleNamespace):
@@ -10,6 +15,15 @@ class Rows(SimpleNamespace):
 
     A row that leaves takes its entry of every attribute along, so nothing can fall out of step.
     """
+
+    @classmethod
+    def of(
+        cls, score: CountedScore, labels: Tensor, lengths: Tensor, generator: Generators, **entries: Tensor
+    ) -> "Rows":
+        """All utterances of an attack, each with a generator of its own; `index` is their place in its batch."""
+        index, generators = torch.arange(len(labels), device=labels.device), row_generators(generator, len(labels))
+        known: dict[str, Any] = {"index": index, "score": score, "labels": labels, "lengths": lengths}
+        return cls(**known, generators=generators, **entries)
 
     def keep(self, mask: Tensor) -> bool:
         """Let the rows outside the (batch,) mask go; False when nobody is left. Synchronizes an accelerator."""

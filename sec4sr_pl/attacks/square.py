@@ -66,12 +66,12 @@ class Square(Attack):
         generators = row_generators(generator, batch)
         tables = [torch.rand(self.steps + 1, 3, generator=own, device=own.device) for own in generators]
         result = waveforms.clone()
-        rows = Rows(
-            index=torch.arange(batch, device=waveforms.device),
-            score=score,
+        rows = Rows.of(
+            score,
+            labels,
+            lengths,
+            generators,
             clean=waveforms,
-            labels=labels,
-            lengths=lengths,
             x=waveforms,
             lowest=torch.full_like(waveforms[:, 0], torch.inf) if time else waveforms.new_zeros(batch),
             draws=torch.stack(tables).to(waveforms) if batch else waveforms.new_zeros(0, self.steps + 1, 3),

@@ -37,7 +37,10 @@ class Defense(nn.Module, ABC):
     randomized: bool = False
     """Draws at every call, also in eval mode, from its own generator."""
     differentiable: ClassVar[bool] = True
-    """False: the gradient of the output stands for that of the input."""
+    """False: another gradient stands for that of the transformation, which has none (BPDA)."""
+    gradients: ClassVar[tuple[str, ...]] = ("identity",)
+    """What can stand for it: `identity`, the gradient of the output for that of the input, first."""
+    gradient: str = "identity"
 
     def __init__(self, after: str) -> None:
         super().__init__()
@@ -66,8 +69,12 @@ class Defense(nn.Module, ABC):
                     f"{type(self).__name__} made {tuple(output.shape)} of {tuple(signal.shape)}: the gradient of a "
                     "defense that is not differentiable passes unchanged, so it must keep the size"
                 )
-            output = StraightThrough.apply(signal, output)
+            output = self.through(signal, output, lengths)
         return mask_padding(output, lengths), lengths
+
+    def through(self, signal: Tensor, output: Tensor, lengths: Tensor) -> Tensor:
+        """`output` with the gradient that stands for that of a transformation that has none."""
+        return StraightThrough.apply(signal, output)  # type: ignore[no-any-return]
 
     @abstractmethod
     def transform(self, signal: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:

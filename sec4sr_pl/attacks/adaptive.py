@@ -1,0 +1,62 @@
+"""An attack that knows the defenses which have no gradient of their own."""
+
+import copy
+from collections.abc import Iterator, Sequence
+
+from torch import Tensor
+
+from sec4sr_pl.attacks.gradient import PGD
+from sec4sr_pl.attacks.objective import Objective
+from sec4sr_pl.attacks.rows import Rows
+from sec4sr_pl.attacks.source import NES
+from sec4sr_pl.attacks.worst import WorstCase
+
+
+class Adaptive(WorstCase):
+    """The worst of the gradients that can stand for a missing one, from the utterance and from an oblivious example.
+
+    First the undefended recognizer is attacked: with that result among the candidates, knowing the defense can't make
+    the attack weaker. Then the attack runs with each gradient that some defense offers (BPDA), and by queries alone.
+
+    Args:
+        attack: FGSM, PGD or CWinf; its restarts are not used.
+        members: names of gradients (`identity`, ...) and `NES`; None: all that the defenses offer, then `NES`.
+        nes: the last member.
+
+    Raises:
+        ValueError: no member, or, when it is called, something else than a recognizer.
+
+    Source: Athalye et al., "Obfuscated gradients give a false sense of security", 2018; Tramer et al., "On adaptive
+    attacks to adversarial example defenses", 2020.
+    """
+
+    def __init__(self, attack: PGD, members: Sequence[str] | None = None, nes: NES | None = None) -> None:
+        if members is not None and not members:
+            raise ValueError("Expected at least one member, got none")
+        self.attack, self.members, self.nes = attack, members, NES() if nes is None else nes
+        self.epsilon, self.draws = attack.epsilon, attack.draws
+
+    @property
+    def name(self) -> str:
+        """Adaptive-PGD-10, and the members where they were chosen."""
+        return "-".join(["Adaptive", self.attack.name, *([] if self.members is None else self.members)])
+
+    def runs(self, rows: Rows, objective: Objective) -> Iterator[Tensor]:
+        """The oblivious example, then each member from the utterance and from there."""
+        recognizer = rows.score.of(lambda recognizer: recognizer).score
+        undefended = rows.score.of(lambda recognizer: recognizer.with_defenses([]))
+        rows.oblivious = self.attack.descend(
+            undefended, rows.clean, rows.clean, rows.labels, rows.lengths, objective, rows.generators
+        )
+        yield rows.oblivious
+        offered = dict.fromkeys(
+            name for defense in recognizer.defenses if not defense.differentiable for name in defense.gradients
+        )
+        for member in [*offered, "NES"] if self.members is None else self.members:
+            attack = copy.copy(self.attack)
+            attack.source = self.nes if member == "NES" else attack.source
+            for start in ("clean", "oblivious"):
+                score = rows.score.of(lambda recognizer, name=member: recognizer.with_gradient(name))
+                yield attack.descend(
+                    score, getattr(rows, start), rows.clean, rows.labels, rows.lengths, objective, rows.generators
+                )

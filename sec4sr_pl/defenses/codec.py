@@ -1,0 +1,92 @@
+"""The contract of a codec: encode, decode, and give back as many samples, in time with those that came."""
+
+import os
+from abc import abstractmethod
+from concurrent.futures import ThreadPoolExecutor
+from functools import cache
+from typing import ClassVar
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from scipy.signal import correlate
+from torch import Tensor
+from torch.nn.functional import pad
+
+from sec4sr_pl.defenses.base import Defense
+from sec4sr_pl.types import SAMPLE_RATE
+
+Samples = NDArray[np.int16]
+LONGEST_DELAY = 4_096
+"""Samples; AAC of two frames has half of it."""
+
+
+class Codec(Defense):
+    """A lossy codec as a defense: 16-bit samples are encoded, decoded, and moved back by the codec's delay.
+
+    The delay is measured at construction, which also shows at once whether the library is there and takes the settings.
+    Rows go through in parallel, each by itself. The gradient is the identity (BPDA). A subclass writes `round_trip`.
+    """
+
+    differentiable: ClassVar[bool] = False
+
+    def __init__(self) -> None:
+        super().__init__(after="waveform")
+        self.delay = self.measure_delay()
+        """Samples by which the decoded signal comes too late."""
+
+    @abstractmethod
+    def round_trip(self, samples: Samples) -> Samples:
+        """(time,) samples encoded and decoded: delayed, of any length that covers what came."""
+
+    def measure_delay(self) -> int:
+        """The lag at which the decoded signal matches what was encoded best."""
+        original, decoded = (x.astype(np.float64) for x in (probe(), self.round_trip(np.pad(probe(), (0, 8_192)))))
+        match = correlate(decoded, original, method="fft")[len(original) - 1 - LONGEST_DELAY :]
+        return int(match[: 2 * LONGEST_DELAY + 1].argmax()) - LONGEST_DELAY
+
+    def coded(self, samples: Samples) -> Samples:
+        """(time,) samples through the codec, as many and in time."""
+        decoded = self.round_trip(np.pad(samples, (0, max(0, self.delay))))
+        decoded = np.pad(decoded, (max(0, -self.delay), 0))[max(0, self.delay) :][: len(samples)]
+        return np.pad(decoded, (0, len(samples) - len(decoded)))
+
+    def transform(self, signal: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
+        """The same size, on the 16-bit grid."""
+        integers = (signal * 32_768.0).round().clamp(-32_768, 32_767).to("cpu", torch.int16).numpy()
+        rows = [row[:length] for row, length in zip(integers, lengths.tolist(), strict=True)]
+        with ThreadPoolExecutor(min(len(rows) or 1, os.cpu_count() or 1)) as threads:
+            decoded = list(threads.map(self.coded, rows))
+        out = [pad(torch.from_numpy(row), (0, signal.shape[1] - len(row))) for row in decoded]
+        return torch.stack(out).to(signal) / 32_768.0 if out else signal, lengths
+
+
+@cache
+def probe() -> Samples:
+    """A second of something like a voice, whose pitch glides so that no other lag matches: (16000,)."""
+    time = np.arange(SAMPLE_RATE) / SAMPLE_RATE
+    phase = 2.0 * np.pi * (100.0 * time + 40.0 * time**2)
+    voice = sum(np.cos(k * phase) * np.exp(-(((k * 120.0 - 500.0) / 900.0) ** 2)) for k in range(1, 25))
+    rhythm = 0.55 - 0.45 * np.cos(2.0 * np.pi * 5.0 * time)
+    loud = voice * rhythm / np.abs(voice).max()
+    return np.rint(16_000.0 * loud).astype(np.int16)  # type: ignore[no-any-return]
+
+
+def within(name: str, value: float, low: float, high: float) -> None:
+    """Refuse a setting out of range.
+
+    Raises:
+        ValueError: a value that is not between `low` and `high`.
+    """
+    if not low <= value <= high:
+        raise ValueError(f"Expected {name} from {low:g} to {high:g}, got {value}")
+
+
+def one_of_rates(bit_rate: int, rates: tuple[int, ...]) -> None:
+    """Refuse a bit rate that the codec does not have.
+
+    Raises:
+        ValueError: a bit rate that is not among those.
+    """
+    if bit_rate not in rates:
+        raise ValueError(f"Expected a bit rate of {', '.join(map(str, rates))}, got {bit_rate}")

@@ -1,0 +1,111 @@
+"""The worst of the gradients that stand for a missing one."""
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from conftest import MakeRecognizer
+from torch import Tensor
+
+from sec4sr_pl.attacks import FGSM, NES, PGD, Adaptive, CWinf, Objective
+from sec4sr_pl.defenses import GaussianNoise, Quantization
+from sec4sr_pl.recognizer import Ensemble, Recognizer
+
+Speech = tuple[Tensor, Tensor]
+FEW = NES(samples=4)
+
+
+class Halved(Quantization):
+    """Quantization that offers a second gradient: half of the first."""
+
+    gradients = ("identity", "half")
+
+    def through(self, signal: Tensor, output: Tensor, lengths: Tensor) -> Tensor:
+        passed = super().through(signal, output, lengths)
+        return passed if self.gradient == "identity" else passed * 0.5 + output * 0.5
+
+
+def margins(recognizer: Recognizer, waveforms: Tensor, labels: Tensor, lengths: Tensor) -> Tensor:
+    with torch.no_grad():
+        return Objective().loss(recognizer(waveforms, lengths), labels)
+
+
+@pytest.fixture
+def defended(make_recognizer: MakeRecognizer) -> Recognizer:
+    return make_recognizer(defenses=[Halved(2_000)])
+
+
+@pytest.mark.parametrize("attack", [FGSM(), PGD(steps=3), CWinf(steps=3)], ids=lambda attack: attack.name)
+def test_it_is_never_weaker_than_the_oblivious_attack(defended: Recognizer, speech: Speech, attack: PGD) -> None:
+    waveforms, lengths = speech
+    labels = defended(waveforms, lengths).argmax(1)
+    oblivious = attack(defended.with_defenses([]), waveforms, labels, lengths).waveforms
+    adaptive = Adaptive(attack, nes=FEW)(defended, waveforms, labels, lengths)
+    weaker = margins(defended, oblivious, labels, lengths) - margins(defended, adaptive.waveforms, labels, lengths)
+    standing = margins(defended, oblivious, labels, lengths) >= 0
+    assert (weaker[standing] >= -1e-5).all()
+    assert adaptive.achieved[~standing].all()
+    assert ((adaptive.waveforms - waveforms).abs() <= attack.epsilon + 1e-7).all()
+
+
+def test_it_is_the_worst_of_all_members_from_both_starts(defended: Recognizer, speech: Speech) -> None:
+    waveforms, lengths = speech
+    labels, attack = defended(waveforms, lengths).argmax(1), PGD(steps=2)
+    never = Objective(confidence=1e6)  # nobody falls, so every member meets every utterance
+    result = Adaptive(attack, nes=FEW)(
+        defended, waveforms, labels, lengths, never, torch.Generator().manual_seed(0)
+    )
+    oblivious = attack(defended.with_defenses([]), waveforms, labels, lengths).waveforms
+    candidates = [oblivious]
+    for name in ("identity", "half"):
+        for start in (waveforms, oblivious):
+            chosen = defended.with_gradient(name)
+            for parameter in chosen.parameters():
+                parameter.requires_grad_(False)
+            candidates.append(attack.descend(chosen, start, waveforms, labels, lengths, never))
+    found = torch.stack([margins(defended, x, labels, lengths) for x in candidates])
+    reached = margins(defended, result.waveforms, labels, lengths)
+    assert (reached <= found.min(0).values + 1e-4).all()
+    by_queries = (result.waveforms - torch.stack(candidates)).abs().amax(2).amin(0) > 1e-6
+    assert torch.allclose(reached[~by_queries], found.min(0).values[~by_queries], atol=1e-4)
+    # oblivious 2 + its margin, 2 gradients x 2 starts x (2 + 1), NES 2 starts x (2 x 5 + 1); the base measures once more
+    assert result.queries.tolist() == [3 + 2 * 2 * 3 + 2 * 11 + 1] * len(waveforms)
+
+
+def test_chosen_members_are_named_and_alone(defended: Recognizer, speech: Speech) -> None:
+    waveforms, lengths = speech
+    labels = defended(waveforms, lengths).argmax(1)
+    attack = Adaptive(PGD(steps=2), ["identity"])
+    assert attack.name == "Adaptive-PGD-2-identity" and Adaptive(PGD()).name == "Adaptive-PGD-10"
+    result = attack(defended, waveforms, labels, lengths, Objective(confidence=1e6))
+    assert result.queries.tolist() == [3 + 2 * 3 + 1] * len(waveforms)
+
+
+def test_an_utterance_that_falls_is_not_attacked_further(make_recognizer: MakeRecognizer, speech: Speech) -> None:
+    waveforms, lengths = speech
+    recognizer = make_recognizer(defenses=[Quantization(2)])
+    labels = recognizer(waveforms, lengths).argmax(1)
+    wrong = (labels + 1) % 10  # achieved from the start
+    mixed = torch.where(torch.arange(len(labels)) < 4, labels, wrong)
+    result = Adaptive(FGSM(epsilon=0.0))(recognizer, waveforms, mixed, lengths)
+    assert (result.queries[4:] == 3).all() and (result.queries[:4] > 3).all()
+
+
+def test_the_gradient_of_a_name_reaches_the_defenses_that_know_it(make_recognizer: MakeRecognizer) -> None:
+    recognizer = make_recognizer(defenses=[Halved(), Quantization()])
+    other = recognizer.with_gradient("half")
+    assert [defense.gradient for defense in other.defenses] == ["half", "identity"]
+    assert [defense.gradient for defense in recognizer.defenses] == ["identity", "identity"]
+    both = Ensemble([recognizer, recognizer]).with_gradient("half")
+    assert [defense.gradient for defense in both.defenses] == ["half", "identity"] * 2
+    noisy = make_recognizer(defenses=[GaussianNoise()])
+    assert noisy.with_gradient("half").defenses[0].draws is noisy.defenses[0].draws
+
+
+def test_a_function_whose_defenses_are_unknown_is_refused(defended: Recognizer, speech: Speech) -> None:
+    labels = torch.zeros(8, dtype=torch.int64)
+    score: Callable[[Tensor, Tensor], Tensor] = lambda waveforms, lengths: defended(waveforms, lengths)  # noqa: E731
+    with pytest.raises(ValueError, match="Expected a recognizer, whose defenses are known, got function"):
+        Adaptive(PGD())(score, speech[0], labels, speech[1])
+    with pytest.raises(ValueError, match="at least one member"):
+        Adaptive(PGD(), [])

@@ -1,0 +1,224 @@
+"""Codecs against the ffmpeg command, their delays, settings and errors."""
+
+import io
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import imageio_ffmpeg
+import numpy as np
+import pytest
+import soundfile
+import torch
+from scipy.signal import butter, correlate, sosfiltfilt
+from torch import Tensor
+
+from sec4sr_pl.defenses import (
+    AMR,
+    AACConstant,
+    AACVariable,
+    Defense,
+    MP3Constant,
+    MP3Variable,
+    Opus,
+    Speex,
+    speech_codecs,
+)
+from sec4sr_pl.defenses.codec import Codec, Samples
+from sec4sr_pl.defenses.codecs import read_file
+from sec4sr_pl.types import SAMPLE_RATE
+
+Speech = tuple[Tensor, Tensor]
+CODECS: list[Callable[[], Codec]] = [Opus, MP3Constant, MP3Variable, AACConstant, AACVariable, Speex, AMR]
+
+
+@pytest.fixture(params=CODECS, ids=lambda make: make.__name__)
+def codec(request: pytest.FixtureRequest) -> Codec:
+    try:
+        return request.param()  # type: ignore[no-any-return]
+    except ImportError as error:
+        pytest.skip(str(error))
+
+
+def narrowband() -> Codec:
+    """AMR on the telephone."""
+    return AMR(12_200)
+
+
+def integers(speech: Speech) -> list[Samples]:
+    return [
+        (row[:length] * 32_768).to(torch.int16).numpy()
+        for row, length in zip(speech[0], speech[1].tolist(), strict=True)
+    ]
+
+
+def decibels(signal: Samples, other: Samples) -> float:
+    """Power of the signal over that of the difference."""
+    difference = signal.astype(float) - other
+    return float(10.0 * np.log10((signal.astype(float) ** 2).sum() / max(1e-9, (difference**2).sum())))
+
+
+def test_a_batch_is_what_each_utterance_gives_alone(codec: Codec, speech: Speech) -> None:
+    together, lengths = codec(*speech)
+    assert torch.equal(lengths, speech[1])
+    for own, row in zip(together, integers(speech), strict=True):
+        alone = codec.coded(row)
+        assert len(alone) == len(row) and np.array_equal(own[: len(row)].numpy() * 32_768, alone)
+
+
+def test_the_delay_of_speech_is_that_of_the_probe(codec: Codec, speech: Speech) -> None:
+    band = butter(4, (500, 3_000), "bandpass", output="sos", fs=SAMPLE_RATE)  # codecs turn the phase of the lows
+    for row in integers(speech)[:4]:
+        padded = np.pad(row, (0, 8_192)).astype(np.int16)
+        original, decoded = (sosfiltfilt(band, x) for x in (row, codec.round_trip(padded)))
+        match = correlate(decoded, original, method="fft")[len(row) - 1 - 2_000 :][:6_001]
+        assert abs(int(match.argmax()) - 2_000 - codec.delay) <= 1
+
+
+def test_what_comes_back_is_in_time_and_like_what_came(codec: Codec, speech: Speech) -> None:
+    for row, least in zip(integers(speech), [0.3] * 8, strict=True):
+        decoded = codec.coded(row).astype(float)
+        fitted = (decoded @ row) / np.linalg.norm(decoded) / np.linalg.norm(row.astype(float))
+        assert fitted > least, fitted
+        assert decoded[-len(row) // 10 :].any()  # the end is there too
+
+
+@pytest.mark.parametrize("level", [0, 32_767, -32_768])
+@pytest.mark.parametrize("size", [1, 160, 16_000])
+def test_any_level_and_any_length_pass(codec: Codec, level: int, size: int) -> None:
+    out = codec.coded(np.full(size, level, np.int16))
+    assert out.shape == (size,) and out.dtype == np.int16
+    assert level or np.abs(out.astype(int)).max() <= 16
+
+
+def test_samples_between_the_16_bit_steps_are_rounded_and_loud_ones_clipped(codec: Codec) -> None:
+    exact = torch.tensor([[0.5, -1.0, 1.0, 0.25]]).repeat(1, 500)
+    assert torch.equal(codec(exact + 0.4 / 32_768)[0], codec(exact)[0])
+
+
+COMMANDS: dict[Callable[[], Codec], tuple[list[str], str, list[str]]] = {
+    Opus: (["-c:a", "libopus", "-b:a", "8000"], "ogg", []),
+    MP3Constant: (["-c:a", "libmp3lame", "-b:a", "24000"], "mp3", []),
+    MP3Variable: (["-c:a", "libmp3lame", "-q:a", "4"], "mp3", []),
+    AACConstant: (["-c:a", "aac", "-b:a", "15000"], "adts", []),
+    AACVariable: (["-c:a", "aac", "-q:a", "0.3"], "adts", []),
+    Speex: (["-c:a", "libspeex", "-b:a", "11000"], "ogg", ["-c:a", "libspeex"]),  # FFmpeg's own decoder has no filter
+    narrowband: (["-c:a", "libopencore_amrnb", "-b:a", "12200", "-ar", "8000"], "amr", []),
+}
+FFMPEGS = [path for path in (shutil.which("ffmpeg"), imageio_ffmpeg.get_ffmpeg_exe()) if path]
+
+
+def command(ffmpeg: str, *arguments: str | Path) -> None:
+    subprocess.run([ffmpeg, "-loglevel", "error", "-y", *arguments], check=True)
+
+
+@pytest.mark.parametrize("make", COMMANDS, ids=lambda make: make.__name__)
+def test_the_ffmpeg_command_gives_the_same(make: Callable[[], Codec], speech: Speech, tmp_path: Path) -> None:
+    try:
+        codec = make()
+    except ImportError as error:
+        pytest.skip(str(error))
+    options, container, decoder = COMMANDS[make]
+    able = [
+        path
+        for path in FFMPEGS
+        if f" {options[1]} " in subprocess.run([path, "-encoders"], capture_output=True, text=True, check=True).stdout
+    ]
+    if not able:
+        pytest.skip(f"needs an ffmpeg with {options[1]}")
+    source, coded, decoded = (tmp_path / name for name in ("in.wav", f"coded.{container}", "out.wav"))
+    for row in integers(speech)[:4]:
+        soundfile.write(source, np.pad(row, (0, max(0, codec.delay))), SAMPLE_RATE, subtype="PCM_16")
+        ours, best = codec.coded(row), []
+        for ffmpeg in able:
+            command(ffmpeg, "-i", source, *options, "-f", container, coded)
+            command(ffmpeg, *decoder, "-i", coded, "-ar", "16000", decoded)
+            theirs = soundfile.read(decoded, dtype="int16")[0][max(0, codec.delay) :]
+            size = min(len(theirs), len(row))
+            assert size >= len(row) - 640
+            best.append(decibels(ours[:size], theirs[:size]))
+            if make is not Speex:  # which needs no file
+                again = read_file(io.BytesIO(coded.read_bytes()), container)[max(0, codec.delay) :]
+                assert decibels(again[:size], theirs[:size]) >= 40.0
+        if make not in (Opus, AACConstant):  # whose encoders differ between the versions of the command as much
+            assert max(best) >= 40.0
+
+
+@pytest.mark.parametrize("bit_rate", [*AMR.WIDEBAND, *AMR.NARROWBAND])
+def test_every_mode_of_amr_works_and_more_bits_are_closer_within_a_band(bit_rate: int, speech: Speech) -> None:
+    try:
+        codec = AMR(bit_rate)
+    except ImportError as error:
+        pytest.skip(str(error))
+    row = integers(speech)[0]
+    decoded = codec.coded(row)
+    lost = np.fft.rfft(decoded.astype(float))[len(row) * 4_200 // SAMPLE_RATE :]
+    kept = np.fft.rfft(row.astype(float))[len(row) * 4_200 // SAMPLE_RATE :]
+    narrow = np.square(np.abs(lost)).sum() < 0.05 * np.square(np.abs(kept)).sum()
+    assert narrow == (bit_rate in AMR.NARROWBAND)
+
+
+@pytest.mark.parametrize(
+    ("worse", "better"),
+    [
+        (lambda: Opus(6_000), lambda: Opus(64_000)),
+        (lambda: MP3Constant(8_000), lambda: MP3Constant(64_000)),
+        (lambda: MP3Variable(9), lambda: MP3Variable(0)),
+        (lambda: AACConstant(8_000), lambda: AACConstant(64_000)),
+        (lambda: AACVariable(0.1), lambda: AACVariable(2.0)),
+        (lambda: Speex(6_000), lambda: Speex(42_200)),
+        (lambda: AMR(6_600), lambda: AMR(23_850)),
+    ],
+)
+def test_settings_reach_the_encoder(worse: Callable[[], Codec], better: Callable[[], Codec], speech: Speech) -> None:
+    try:
+        pair = worse(), better()
+    except ImportError as error:
+        pytest.skip(str(error))
+    row = integers(speech)[0]
+    low, high = (decibels(row, codec.coded(row)) for codec in pair)
+    assert high > low + 1.0
+
+
+@pytest.mark.parametrize(
+    ("make", "told"),
+    [
+        (lambda: Opus(5_999), "bit_rate from 6000 to 256000, got 5999"),
+        (lambda: MP3Constant(20_000), "8000, 16000, 24000, .*, 160000, got 20000"),
+        (lambda: MP3Variable(10), "quality from 0 to 9, got 10"),
+        (lambda: AACConstant(100_000), "bit_rate from 8000 to 96000, got 100000"),
+        (lambda: AACVariable(0.0), "quality from 0.01 to 2, got 0.0"),
+        (lambda: Speex(3_000), "bit_rate from 4000 to 44000, got 3000"),
+        (lambda: AMR(6_601), "6600, 8850, .*, 12200, got 6601"),
+    ],
+)
+def test_settings_that_a_codec_does_not_have_are_refused(make: Callable[[], Defense], told: str) -> None:
+    with pytest.raises(ValueError, match=told):
+        make()
+
+
+@pytest.mark.parametrize("make", [Opus, MP3Constant, MP3Variable, AACConstant, AACVariable])
+def test_without_pyav_the_error_names_the_package(make: Callable[[], Codec], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "av", None)
+    with pytest.raises(ImportError, match=r"pip install 'sec4sr_pl\[codecs\]'"):
+        make()
+
+
+@pytest.mark.parametrize(
+    ("make", "library", "told"),
+    [
+        (Speex, speech_codecs.libspeex, "libspeex is not installed: apt-get install libspeex1, or brew install speex"),
+        (AMR, speech_codecs.libvo_amrwbenc, "libvo-amrwbenc is not installed: apt-get install libvo-amrwbenc0"),
+    ],
+)
+def test_without_its_library_the_error_names_the_package(
+    make: Callable[[], Codec], library: Callable[[], object], told: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    library.cache_clear()  # type: ignore[attr-defined]
+    monkeypatch.setattr(speech_codecs, "find_library", lambda name: None)
+    monkeypatch.setattr(sys, "prefix", "/nowhere")
+    with pytest.raises(ImportError, match=told):
+        make()
+    library.cache_clear()  # type: ignore[attr-defined]
