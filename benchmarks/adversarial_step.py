@@ -19,6 +19,7 @@ from torch.nn import functional
 from sec4sr_pl.allocator import keep_large_blocks
 from sec4sr_pl.attacks import PGD
 from sec4sr_pl.backbones import AudioNet
+from sec4sr_pl.draws import key
 from sec4sr_pl.features import LogMel
 from sec4sr_pl.recognizer import Recognizer
 from sec4sr_pl.scoring import ClosedSet
@@ -58,8 +59,6 @@ def ours(bf16: bool) -> Callable[[], object]:
 
 def halves(keys: list[int]) -> bool:
     """Whether the objective would attack half of the rows of these keys."""
-    from sec4sr_pl.draws import key
-
     return sum(key(k, "adversarial") < 0.5 * 2**63 for k in keys) == BATCH // 2
 
 

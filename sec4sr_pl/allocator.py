@@ -4,9 +4,9 @@ import ctypes
 import os
 import platform
 
-M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
+M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4
 LARGEST = 2**31 - 1
-TUNED = ("MALLOC_", "GLIBC_TUNABLES", "LD_PRELOAD")
+TUNED = ("MALLOC_MMAP_", "MALLOC_TRIM_", "MALLOC_TOP_PAD_", "GLIBC_TUNABLES", "LD_PRELOAD")
 
 
 def keep_large_blocks() -> bool:
@@ -14,7 +14,7 @@ def keep_large_blocks() -> bool:
 
     By default it maps a block of more than 32 MB anew at each call and returns the end of the heap to the system, so
     every training step pays for fresh zeroed pages. The process then holds its largest demand until it ends. Nothing is
-    changed where the user has set an allocator or a tunable (MALLOC_*, GLIBC_TUNABLES, LD_PRELOAD), or without glibc.
+    changed where the user has set an allocator or a tunable (`TUNED`), or without glibc.
 
     Returns:
         Whether it was done.
@@ -22,4 +22,4 @@ def keep_large_blocks() -> bool:
     if platform.libc_ver()[0] != "glibc" or any(name.startswith(TUNED) for name in os.environ):
         return False
     mallopt = ctypes.CDLL(None).mallopt
-    return bool(mallopt(M_MMAP_THRESHOLD, LARGEST) and mallopt(M_TRIM_THRESHOLD, LARGEST))
+    return bool(mallopt(M_MMAP_MAX, 0) and mallopt(M_TRIM_THRESHOLD, LARGEST))

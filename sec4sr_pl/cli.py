@@ -41,10 +41,10 @@ def wandb_has_key() -> bool:
         return False
 
 
-def classes(config: Any, name: str) -> Iterator[Any]:
-    """The init_args of the classes of a name in a part of the configuration: one class, several, or none."""
+def classes(config: Any, *names: str) -> Iterator[Any]:
+    """The init_args of the classes of these names in a part of the configuration: one class, several, or none."""
     for item in config if isinstance(config, list) else [config]:
-        if str(getattr(item, "class_path", "")).rpartition(".")[2] == name:
+        if str(getattr(item, "class_path", "")).rpartition(".")[2] in names:
             yield item.init_args
 
 
@@ -96,7 +96,8 @@ class SpeakerCLI(LightningCLI):
         if config is None or config.ckpt_path is None:
             return
         if config.ckpt_path == "last":
-            folders = [Path(c.dirpath) for c in classes(config.trainer.callbacks, "ModelCheckpoint") if c.dirpath]
+            kept = classes(config.trainer.callbacks, "ModelCheckpoint", "LastCheckpoint")
+            folders = [Path(checkpoint.dirpath) for checkpoint in kept if checkpoint.dirpath]
             files = {path for folder in folders for path in folder.glob("last*.ckpt")}
             config.ckpt_path = str(max(files, key=lambda path: path.stat().st_mtime, default="last"))
         if not Path(config.ckpt_path).is_file():

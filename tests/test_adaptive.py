@@ -52,9 +52,7 @@ def test_it_is_the_worst_of_all_members_from_both_starts(defended: Recognizer, s
     waveforms, lengths = speech
     labels, attack = defended(waveforms, lengths).argmax(1), PGD(steps=2)
     never = Objective(confidence=1e6)  # nobody falls, so every member meets every utterance
-    result = Adaptive(attack, nes=FEW)(
-        defended, waveforms, labels, lengths, never, torch.Generator().manual_seed(0)
-    )
+    result = Adaptive(attack, nes=FEW)(defended, waveforms, labels, lengths, never, torch.Generator().manual_seed(0))
     oblivious = attack(defended.with_defenses([]), waveforms, labels, lengths).waveforms
     candidates = [oblivious]
     for name in ("identity", "half"):
@@ -68,7 +66,7 @@ def test_it_is_the_worst_of_all_members_from_both_starts(defended: Recognizer, s
     assert (reached <= found.min(0).values + 1e-4).all()
     by_queries = (result.waveforms - torch.stack(candidates)).abs().amax(2).amin(0) > 1e-6
     assert torch.allclose(reached[~by_queries], found.min(0).values[~by_queries], atol=1e-4)
-    # oblivious 2 + its margin, 2 gradients x 2 starts x (2 + 1), NES 2 starts x (2 x 5 + 1); the base measures once more
+    # oblivious 2 + its margin, 2 gradients x 2 starts x (2 + 1), NES 2 starts x (2 x 5 + 1); the base measures again
     assert result.queries.tolist() == [3 + 2 * 2 * 3 + 2 * 11 + 1] * len(waveforms)
 
 

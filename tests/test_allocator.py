@@ -37,5 +37,11 @@ def test_freed_blocks_are_used_again_without_page_faults() -> None:
 
 
 def test_a_users_own_tuning_is_left_alone() -> None:
-    assert count("keep", MALLOC_ARENA_MAX="2")[0] == "False"
+    assert count("keep", MALLOC_MMAP_THRESHOLD_="1000000")[0] == "False"
     assert count("keep", GLIBC_TUNABLES="glibc.malloc.check=0")[0] == "False"
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="needs glibc")
+def test_a_limit_of_arenas_is_no_reason_to_leave_it() -> None:
+    done, faults = count("keep", MALLOC_ARENA_MAX="2")
+    assert done == "True" and faults < 1_000

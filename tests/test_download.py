@@ -14,6 +14,7 @@ import threading
 from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from http.client import HTTPResponse
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from itertools import pairwise
 from pathlib import Path
@@ -344,6 +345,21 @@ def test_what_came_before_the_end_is_kept(
     assert (tmp_path / "a.tar.gz.part").read_bytes() == DATA[:10_000]
     check(fetch(archive(server.url()), tmp_path), tmp_path)
     assert server.asked == [None, "bytes=10000-"]
+
+
+def test_a_network_that_fails_within_the_answer_is_not_taken_for_the_disk(
+    server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read, failures = HTTPResponse.read1, [OSError(errno.EHOSTUNREACH, "No route to host")]
+
+    def failing_once(self: HTTPResponse, size: int = -1) -> bytes:
+        if failures and self.status == 200:
+            raise failures.pop()
+        return read(self, size)
+
+    monkeypatch.setattr(HTTPResponse, "read1", failing_once)
+    check(fetch(archive(server.url()), tmp_path), tmp_path)
+    assert not failures and len(server.asked) == 2
 
 
 @pytest.mark.parametrize("length", [True, False])

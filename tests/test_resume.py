@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 import soundfile
 import torch
+import yaml
 from pytorch_lightning import Callback, LightningModule, Trainer
 
 from sec4sr_pl import cli
@@ -42,8 +43,8 @@ trainer:
       init_args: {attack: {class_path: FGSM}, pesq: 0.0}
     - class_path: pytorch_lightning.callbacks.EMAWeightAveraging
       init_args: {decay: 0.9}
-    - class_path: pytorch_lightning.callbacks.ModelCheckpoint
-      init_args: {save_last: true, save_top_k: 0, every_n_train_steps: 3, enable_version_counter: false}
+    - class_path: LastCheckpoint
+      init_args: {every_n_train_steps: 3}
 model:
   recognizer:
     class_path: sec4sr_pl.recognizer.Recognizer
@@ -67,8 +68,8 @@ STEPS = 24
 MOMENTS = {
     "a step begins": 24,
     "a step ended": 24,
-    "a checkpoint is half written": 9,
-    "a checkpoint is not yet renamed": 9,
+    "a checkpoint is half written": 10,
+    "a checkpoint is not yet renamed": 10,
     "validation": 4,
 }
 """Where a kill is placed, and how often a training comes there."""
@@ -153,18 +154,21 @@ def forked(work: Callable[[], None], log: Path, kill_after: float | None = None)
 def fit(config: Path, folder: Path, *flags: str, die: Die | None = None) -> cli.SpeakerCLI:
     """Train by the command line with checkpoints in a folder."""
 
+    arguments = [f"--data.root={config.parent}", f"--trainer.callbacks.dirpath={folder}", *flags]
+    return train_with(die, f"--config={config}", f"--trainer.default_root_dir={config.parent}", *arguments)
+
+
+def train_with(die: Die | None, *arguments: str) -> cli.SpeakerCLI:
+    """The command line, with one more callback."""
+
     class Dying(cli.SpeakerCLI):
         def before_instantiate_classes(self) -> None:
             super().before_instantiate_classes()
             self.trainer_defaults["callbacks"] += [die] if die else []
 
-    arguments = ["fit", f"--config={config}", f"--data.root={config.parent}", f"--trainer.callbacks.dirpath={folder}"]
-    arguments.append(f"--trainer.default_root_dir={config.parent}")
-    if die is None:
-        return cli.train([*arguments, *flags])
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(cli, "SpeakerCLI", Dying)
-        return cli.train([*arguments, *flags])
+        return cli.train(["fit", *arguments])
 
 
 def final(folder: Path) -> dict[str, torch.Tensor]:
@@ -223,7 +227,11 @@ def check_kill(
     assert {path.name for path in folder.iterdir()} == {"last.ckpt", "log"}
 
 
-@pytest.mark.parametrize("place", [("a step ended", 14), ("a checkpoint is half written", 3)], ids=lambda p: p[0])
+@pytest.mark.parametrize(
+    "place",
+    [("a step ended", 14), ("a checkpoint is half written", 3), ("a step begins", 9)],  # the last: after a validation
+    ids=lambda p: p[0],
+)
 def test_a_killed_training_ends_with_the_same_weights(
     place: tuple[str, int], config: Path, tmp_path: Path, uninterrupted: tuple[dict[str, torch.Tensor], float]
 ) -> None:
@@ -258,15 +266,45 @@ def test_a_loader_that_reads_ahead_goes_on_where_it_was(
     assert all(torch.equal(tensor, ended[name]) for name, tensor in uninterrupted[0].items())
 
 
+def test_the_shipped_configurations_keep_the_last_checkpoint_at_each_validation(config: Path, tmp_path: Path) -> None:
+    """Their callbacks, on other data: killed in the step after the first validation."""
+    shipped = yaml.safe_load((REPOSITORY / "configs" / "train" / "mini_adversarial.yaml").read_text())
+    kept = [c for c in shipped["trainer"]["callbacks"] if c["class_path"].endswith("Checkpoint")]
+    for callback in kept:
+        callback["init_args"] |= {"dirpath": str(tmp_path / "run")}
+    own = yaml.safe_load(CONFIG)
+    own["trainer"]["callbacks"] = [c for c in own["trainer"]["callbacks"] if "Checkpoint" not in c["class_path"]] + kept
+    own["data"]["init_args"]["root"] = str(config.parent)
+    (tmp_path / "shipped.yaml").write_text(yaml.safe_dump(own))
+
+    def killed() -> None:
+        train_with(Die("a step begins", 10), f"--config={tmp_path / 'shipped.yaml'}")
+
+    assert forked(killed, tmp_path / "log") == signal.SIGKILL, (tmp_path / "log").read_text()[-3_000:]
+    assert {path.name for path in (tmp_path / "run").iterdir()} == {"best.ckpt", "last.ckpt"}
+    assert torch.load(tmp_path / "run" / "last.ckpt", weights_only=True)["global_step"] == 8
+
+
 # SIGTERM
 
 
-@pytest.mark.parametrize("moment", ["a step begins", "validation"])
+@pytest.mark.parametrize(
+    ("moment", "number", "step"),
+    [
+        ("a step begins", 7, 7),
+        ("a step begins", 8, 9),
+        ("validation", 2, 9),
+    ],  # first: the sanity check
+    ids=["in a step", "in the last step before a validation", "in a validation"],
+)
 def test_sigterm_ends_the_step_writes_a_checkpoint_and_stops(
-    moment: str, config: Path, tmp_path: Path, uninterrupted: tuple[dict[str, torch.Tensor], float]
+    moment: str,
+    number: int,
+    step: int,
+    config: Path,
+    tmp_path: Path,
+    uninterrupted: tuple[dict[str, torch.Tensor], float],
 ) -> None:
-    number, step = {"a step begins": (7, 7), "validation": (2, 9)}[moment]  # first: the sanity check
-
     def stopped() -> None:
         fit(config, tmp_path, die=Die(moment, number, signal.SIGTERM))
 

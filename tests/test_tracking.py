@@ -47,8 +47,8 @@ trainer:
       init_args: {decay: 0.9}
     - class_path: pytorch_lightning.callbacks.ModelCheckpoint
       init_args: {monitor: development/accuracy, mode: max, filename: best, dirpath: run, enable_version_counter: false}
-    - class_path: pytorch_lightning.callbacks.ModelCheckpoint
-      init_args: {save_last: true, save_top_k: 0, dirpath: run, enable_version_counter: false}
+    - class_path: LastCheckpoint
+      init_args: {dirpath: run}
     - class_path: pytorch_lightning.callbacks.LearningRateMonitor
     - class_path: Throughput
     - class_path: AudioTable

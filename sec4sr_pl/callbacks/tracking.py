@@ -16,13 +16,20 @@ from sec4sr_pl.types import SAMPLE_RATE, Batch
 
 
 class WandbRun(Callback):
-    """Keeps the id of the W&B run in each checkpoint, as `wandb_run`; the command line goes on with that run."""
+    """Keeps the id of the W&B run in each checkpoint, as `wandb_run`, with which the command line goes on."""
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         """Called by the trainer."""
         for logger in trainer.loggers:
             if isinstance(logger, WandbLogger) and logger.version is not None:
                 checkpoint["wandb_run"] = str(logger.version)
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Let the last checkpoint be sent last: W&B calls `latest` what comes last."""
+        for logger in trainer.loggers:
+            if isinstance(logger, WandbLogger):
+                kept = sorted(logger._checkpoint_callbacks.items(), key=lambda item: item[1].save_top_k == 0)
+                logger._checkpoint_callbacks = dict(kept)
 
 
 class Throughput(Callback):

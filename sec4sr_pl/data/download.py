@@ -1,5 +1,6 @@
 """Archives that arrive: taken from a local folder or downloaded, checked, and unpacked inside their folder alone."""
 
+import errno
 import gzip
 import hashlib
 import re
@@ -13,7 +14,7 @@ from argparse import ArgumentParser, RawDescriptionHelpFormatter
 from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager
-from http.client import HTTPException
+from http.client import HTTPException, HTTPResponse
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 from urllib.error import HTTPError, URLError
@@ -31,6 +32,7 @@ TIMEOUT = 60.0
 CHUNK = 1 << 20
 PASSING = (408, 425, 429, 500, 502, 503, 504)
 """HTTP states that another try may change."""
+FULL = (errno.ENOSPC, errno.EDQUOT)
 NETWORK_ERRORS = (URLError, HTTPException, ConnectionError, TimeoutError, ssl.SSLError)
 
 
@@ -176,11 +178,21 @@ def _receive(url: str, part: Path, about: int) -> None:
             raise DataError(f"{part} needs {needed / 1e9:.2f} GB more, {free / 1e9:.2f} GB are free: make room")
         with part.open("ab" if start else "wb") as file, _progress() as progress:
             task = progress.add_task(part.stem, total=total, completed=start)
-            while chunk := response.read1(CHUNK):
+            while chunk := _read(response):
                 file.write(chunk)
                 progress.advance(task, len(chunk))
     if total is not None and (size := _size(part)) < total:
         raise ConnectionError(f"the connection was cut after {size} of {total} bytes")
+
+
+def _read(response: HTTPResponse) -> bytes:
+    """Some bytes, none at the end; an error is the network's, not the disk's."""
+    try:
+        return response.read1(CHUNK)
+    except NETWORK_ERRORS:
+        raise
+    except OSError as error:
+        raise ConnectionError(f"the connection failed ({error.strerror or error})") from error
 
 
 def _size(path: Path) -> int:
@@ -238,7 +250,8 @@ def extract(path: Path, folder: Path) -> Path:
             inside = list(place.iterdir())
             (inside[0] if len(inside) == 1 and inside[0].is_dir() else place).rename(folder)
     except OSError as error:
-        raise DataError(f"{path} can't be unpacked to {folder} ({error.strerror or error}): make room") from error
+        advice = "make room" if error.errno in FULL else "remove what is in the way, or choose another folder"
+        raise DataError(f"{path} can't be unpacked to {folder} ({error.strerror or error}): {advice}") from error
     return folder
 
 
