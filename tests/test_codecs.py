@@ -12,8 +12,10 @@ import numpy as np
 import pytest
 import soundfile
 import torch
-from scipy.signal import butter, correlate, sosfiltfilt
+from numpy.typing import NDArray
+from scipy.signal import butter, correlate, firwin, sosfiltfilt
 from torch import Tensor
+from torch.nn.functional import pad
 
 from sec4sr_pl.defenses import (
     AMR,
@@ -26,9 +28,9 @@ from sec4sr_pl.defenses import (
     Speex,
     speech_codecs,
 )
-from sec4sr_pl.defenses.codec import Codec, Samples
+from sec4sr_pl.defenses.codec import Codec, Gradient, Samples
 from sec4sr_pl.defenses.codecs import read_file
-from sec4sr_pl.types import SAMPLE_RATE
+from sec4sr_pl.types import SAMPLE_RATE, valid_mask
 
 Speech = tuple[Tensor, Tensor]
 CODECS: list[Callable[[], Codec]] = [Opus, MP3Constant, MP3Variable, AACConstant, AACVariable, Speex, AMR]
@@ -222,3 +224,65 @@ def test_without_its_library_the_error_names_the_package(
     with pytest.raises(ImportError, match=told):
         make()
     library.cache_clear()  # type: ignore[attr-defined]
+
+
+# The gradient that stands for the missing one
+
+
+class Filter(Codec):
+    """A filter without phase, as if it were a codec."""
+
+    def __init__(self, taps: NDArray[np.float64], gradient: Gradient = "gain") -> None:
+        self.taps = taps
+        super().__init__(gradient)
+
+    def round_trip(self, samples: Samples) -> Samples:
+        filtered: NDArray[np.float64] = np.convolve(samples, self.taps, "same")
+        return np.rint(filtered).astype(np.int16)
+
+
+def slope(codec: Codec, signal: Tensor, lengths: Tensor, weights: Tensor) -> Tensor:
+    leaf = signal.clone().requires_grad_(True)
+    output, _ = codec(leaf, lengths)
+    return torch.autograd.grad((output * weights).sum(), leaf)[0]
+
+
+@pytest.mark.parametrize("gain", [0.25, 0.5, 1.0])
+def test_the_gain_of_a_codec_that_scales_is_its_scale(gain: float, speech: Speech) -> None:
+    signal, lengths = speech
+    found = slope(Filter(np.array([gain])), signal, lengths, signal)  # along the signal, where gains are well known
+    ratio = (found * signal).sum(1) / signal.square().sum(1)
+    torch.testing.assert_close(ratio, torch.full_like(ratio, gain), rtol=1e-2, atol=0.0)
+    assert found[~valid_mask(lengths, signal.shape[1])].count_nonzero() == 0
+
+
+def test_the_gain_of_a_low_pass_lets_the_lows_through(speech: Speech) -> None:
+    codec, (signal, lengths) = Filter(firwin(129, 2_000, fs=SAMPLE_RATE)), speech
+    noisy = (signal + 0.01 * torch.randn(signal.shape, generator=torch.Generator().manual_seed(0))).clamp(-1, 1)
+    time = torch.arange(signal.shape[1]) / SAMPLE_RATE
+    for frequency, expected in ((1_000, 1.0), (5_000, 0.0)):
+        tone = torch.sin(2 * torch.pi * frequency * time).expand_as(signal)
+        inside = slice(1_000, int(lengths.min()) - 1_000)
+        found = slope(codec, noisy, lengths, tone)[:, inside]
+        ratio = (found * tone[:, inside]).sum(1) / tone[:, inside].square().sum(1)
+        assert (ratio - expected).abs().max() < 0.05
+
+
+def test_the_gain_of_an_utterance_depends_on_it_alone(speech: Speech) -> None:
+    signal, lengths = (pad(speech[0], (0, 777)), speech[1])
+    codec, weights = Filter(np.array([0.3, 0.5, 0.2])), torch.rand(signal.shape, generator=torch.Generator())
+    together = slope(codec, signal, lengths, weights)
+    for row, length in enumerate(lengths.tolist()):
+        alone = slope(codec, signal[row : row + 1, :length], lengths[row : row + 1], weights[row : row + 1, :length])
+        torch.testing.assert_close(together[row, :length], alone[0], rtol=1e-4, atol=1e-5)
+
+
+def test_silence_has_a_gain_of_zero(codec: Codec) -> None:
+    codec.gradient = "gain"
+    silent = torch.zeros(2, 4_000)
+    assert torch.equal(slope(codec, silent, torch.tensor([4_000, 3_000]), torch.ones(2, 4_000)), silent)
+
+
+def test_a_gradient_that_no_codec_has_is_refused() -> None:
+    with pytest.raises(ValueError, match="gradient to be 'identity' or 'gain', got 'magic'"):
+        Filter(np.ones(1), "magic")  # type: ignore[arg-type]

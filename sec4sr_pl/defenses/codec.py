@@ -4,34 +4,90 @@ import os
 from abc import abstractmethod
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
-from typing import ClassVar
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from scipy.signal import correlate
 from torch import Tensor
-from torch.nn.functional import pad
+from torch.autograd.function import once_differentiable
+from torch.nn.functional import avg_pool2d, pad
 
 from sec4sr_pl.defenses.base import Defense
-from sec4sr_pl.types import SAMPLE_RATE
+from sec4sr_pl.types import SAMPLE_RATE, mask_padding
 
+Gradient = Literal["identity", "gain"]
 Samples = NDArray[np.int16]
 LONGEST_DELAY = 4_096
 """Samples; AAC of two frames has half of it."""
+
+
+WINDOW, HOP = 256, 64
+BANDS, FRAMES = 3, 9
+"""Bins of 62.5 Hz and frames of 4 ms over which a gain is averaged."""
+
+
+def spectra(signal: Tensor) -> Tensor:
+    """Short-time spectra of (batch, time), (batch, bins, frames)."""
+    window = torch.hann_window(WINDOW).to(signal)
+    return torch.stft(signal, WINDOW, HOP, window=window, pad_mode="constant", return_complex=True)
+
+
+def gains(signal: Tensor, output: Tensor) -> Tensor:
+    """How much of each stretch of time and frequency of the signal is in the output, (batch, bins, frames) in [0, 2].
+
+    The least-squares factor between their short-time spectra, over a few neighbors: near 1 where a codec follows the
+    waveform, 0 where it drops or invents it.
+    """
+    x, y = spectra(signal), spectra(output)
+    size, padding = (BANDS, FRAMES), (BANDS // 2, FRAMES // 2)
+    cross, power = (avg_pool2d(p, size, 1, padding) for p in ((x.conj() * y).real, x.real.square() + x.imag.square()))
+    return (cross / (power + 1e-9)).clamp(0.0, 2.0)
+
+
+class GainThrough(torch.autograd.Function):
+    """The output forward; backward a filter whose gains over time and frequency are those from signal to output."""
+
+    @staticmethod
+    def forward(ctx: Any, signal: Tensor, output: Tensor, lengths: Tensor) -> Tensor:
+        """`output`, as if it were filtered `signal`, (batch, time)."""
+        ctx.save_for_backward(signal, output, lengths)
+        return output
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
+        """The filter is its own transpose."""
+        signal, output, lengths = ctx.saved_tensors
+        time, room = gradient.shape[1], (0, WINDOW)  # as many frames over an utterance's end, however it is padded
+        signal, output, gradient = (pad(mask_padding(w, lengths), room) for w in (signal, output, gradient))
+        kept, window = gains(signal, output) * spectra(gradient), torch.hann_window(WINDOW).to(gradient)
+        filtered = torch.istft(kept, WINDOW, HOP, window=window, length=time + WINDOW)
+        return mask_padding(filtered[:, :time], lengths), None, None
 
 
 class Codec(Defense):
     """A lossy codec as a defense: 16-bit samples are encoded, decoded, and moved back by the codec's delay.
 
     The delay is measured at construction, which also shows at once whether the library is there and takes the settings.
-    Rows go through in parallel, each by itself. The gradient is the identity (BPDA). A subclass writes `round_trip`.
+    Rows go through in parallel, each by itself. A subclass writes `round_trip`.
+
+    Args:
+        gradient: what stands for the missing one: `identity`, or `gain`, a filter fitted to what the codec did.
+
+    Raises:
+        ValueError: another gradient.
     """
 
     differentiable: ClassVar[bool] = False
+    gradients: ClassVar[tuple[str, ...]] = ("identity", "gain")
 
-    def __init__(self) -> None:
+    def __init__(self, gradient: Gradient = "identity") -> None:
         super().__init__(after="waveform")
+        if gradient not in self.gradients:
+            raise ValueError(f"Expected gradient to be {' or '.join(map(repr, self.gradients))}, got '{gradient}'")
+        self.gradient = gradient
         self.delay = self.measure_delay()
         """Samples by which the decoded signal comes too late."""
 
@@ -44,6 +100,12 @@ class Codec(Defense):
         original, decoded = (x.astype(np.float64) for x in (probe(), self.round_trip(np.pad(probe(), (0, 8_192)))))
         match = correlate(decoded, original, method="fft")[len(original) - 1 - LONGEST_DELAY :]
         return int(match[: 2 * LONGEST_DELAY + 1].argmax()) - LONGEST_DELAY
+
+    def through(self, signal: Tensor, output: Tensor, lengths: Tensor) -> Tensor:
+        """`output` with the chosen gradient."""
+        if self.gradient == "identity":
+            return super().through(signal, output, lengths)
+        return GainThrough.apply(signal, output, lengths)  # type: ignore[no-any-return]
 
     def coded(self, samples: Samples) -> Samples:
         """(time,) samples through the codec, as many and in time."""

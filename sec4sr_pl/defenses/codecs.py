@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from sec4sr_pl.defenses.codec import Codec, Samples, one_of_rates, within
+from sec4sr_pl.defenses.codec import Codec, Gradient, Samples, one_of_rates, within
 from sec4sr_pl.types import SAMPLE_RATE
 
 LAMBDA = 118
@@ -70,6 +70,7 @@ class Opus(Codec):
 
     Args:
         bit_rate: bits a second, 6000 to 256,000.
+        gradient: as in `Codec`.
 
     Raises:
         ValueError: a bit rate out of range.
@@ -78,10 +79,10 @@ class Opus(Codec):
     Source: Valin et al., "Definition of the Opus audio codec", RFC 6716, 2012.
     """
 
-    def __init__(self, bit_rate: int = 8_000) -> None:
+    def __init__(self, bit_rate: int = 8_000, gradient: Gradient = "identity") -> None:
         within("bit_rate", bit_rate, 6_000, 256_000)
         self.bit_rate = bit_rate
-        super().__init__()
+        super().__init__(gradient)
 
     def round_trip(self, samples: Samples) -> Samples:
         """Through an Ogg file."""
@@ -93,16 +94,17 @@ class MP3Constant(Codec):
 
     Args:
         bit_rate: bits a second, one that MPEG-2 layer III has at 16 kHz.
+        gradient: as in `Codec`.
 
     Raises:
         ValueError: another bit rate, which LAME would replace by the nearest.
         ImportError: PyAV is missing.
     """
 
-    def __init__(self, bit_rate: int = 24_000) -> None:
+    def __init__(self, bit_rate: int = 24_000, gradient: Gradient = "identity") -> None:
         one_of_rates(bit_rate, (8_000, *range(16_000, 64_001, 8_000), *range(80_000, 160_001, 16_000)))
         self.bit_rate = bit_rate
-        super().__init__()
+        super().__init__(gradient)
 
     def round_trip(self, samples: Samples) -> Samples:
         """Through an MP3 file."""
@@ -114,16 +116,17 @@ class MP3Variable(Codec):
 
     Args:
         quality: 0, the best, to 9.
+        gradient: as in `Codec`.
 
     Raises:
         ValueError: a quality out of range.
         ImportError: PyAV is missing.
     """
 
-    def __init__(self, quality: int = 4) -> None:
+    def __init__(self, quality: int = 4, gradient: Gradient = "identity") -> None:
         within("quality", quality, 0, 9)
         self.quality = quality
-        super().__init__()
+        super().__init__(gradient)
 
     def round_trip(self, samples: Samples) -> Samples:
         """Through an MP3 file."""
@@ -139,16 +142,17 @@ class AACConstant(Codec):
 
     Args:
         bit_rate: bits a second, 8000 to 96,000.
+        gradient: as in `Codec`.
 
     Raises:
         ValueError: a bit rate out of range.
         ImportError: PyAV is missing.
     """
 
-    def __init__(self, bit_rate: int = 15_000) -> None:
+    def __init__(self, bit_rate: int = 15_000, gradient: Gradient = "identity") -> None:
         within("bit_rate", bit_rate, 8_000, 96_000)
         self.bit_rate = bit_rate
-        super().__init__()
+        super().__init__(gradient)
 
     def round_trip(self, samples: Samples) -> Samples:
         """Through an ADTS file."""
@@ -163,16 +167,17 @@ class AACVariable(Codec):
 
     Args:
         quality: above 0, the worst, to 2.
+        gradient: as in `Codec`.
 
     Raises:
         ValueError: a quality out of range.
         ImportError: PyAV is missing.
     """
 
-    def __init__(self, quality: float = 0.3) -> None:
+    def __init__(self, quality: float = 0.3, gradient: Gradient = "identity") -> None:
         within("quality", quality, 0.01, 2.0)
         self.quality = quality
-        super().__init__()
+        super().__init__(gradient)
 
     def round_trip(self, samples: Samples) -> Samples:
         """Through an ADTS file."""

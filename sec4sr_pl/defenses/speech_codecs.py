@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from sec4sr_pl.defenses.codec import Codec, Samples, one_of_rates, within
+from sec4sr_pl.defenses.codec import Codec, Gradient, Samples, one_of_rates, within
 from sec4sr_pl.defenses.codecs import read_file, write_file
 from sec4sr_pl.types import SAMPLE_RATE
 
@@ -81,6 +81,7 @@ class Speex(Codec):
 
     Args:
         bit_rate: bits a second; the best of Speex's modes that needs no more is taken, from 4000 to 42,200.
+        gradient: as in `Codec`.
 
     Raises:
         ValueError: a bit rate below every mode, or above 44,000.
@@ -89,10 +90,10 @@ class Speex(Codec):
     Source: Valin, "Speex: A free codec for free speech", 2016.
     """
 
-    def __init__(self, bit_rate: int = 11_000) -> None:
+    def __init__(self, bit_rate: int = 11_000, gradient: Gradient = "identity") -> None:
         within("bit_rate", bit_rate, 4_000, 44_000)
         self.bit_rate = 42_200  # every mode has the delay of the best; the vocoder of the lowest matches no waveform
-        super().__init__()
+        super().__init__(gradient)
         self.bit_rate = bit_rate
 
     def round_trip(self, samples: Samples) -> Samples:
@@ -135,6 +136,7 @@ class AMR(Codec):
 
     Args:
         bit_rate: bits a second, one of the nine wideband or the eight narrowband modes.
+        gradient: as in `Codec`.
 
     Raises:
         ValueError: a bit rate that is no mode's.
@@ -146,10 +148,10 @@ class AMR(Codec):
     WIDEBAND = (6_600, 8_850, 12_650, 14_250, 15_850, 18_250, 19_850, 23_050, 23_850)
     NARROWBAND = (4_750, 5_150, 5_900, 6_700, 7_400, 7_950, 10_200, 12_200)
 
-    def __init__(self, bit_rate: int = 6_600) -> None:
+    def __init__(self, bit_rate: int = 6_600, gradient: Gradient = "identity") -> None:
         one_of_rates(bit_rate, (*self.WIDEBAND, *self.NARROWBAND))
         self.bit_rate = bit_rate
-        super().__init__()
+        super().__init__(gradient)
 
     def round_trip(self, samples: Samples) -> Samples:
         """Through an AMR file."""

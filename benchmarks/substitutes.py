@@ -1,0 +1,79 @@
+"""How well the gradients that stand for a codec's tell how the loss changes through it.
+
+Over 200 random band-limited directions u: the correlation of <gradient, u> with the central difference of the loss of
+the shipped adversarially trained AudioNet, for 8 test utterances of 2 s. Needs SEC4SR_DATA.
+"""
+
+import os
+import statistics
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from sec4sr_pl import audio
+from sec4sr_pl.checkpoint import load_recognizer
+from sec4sr_pl.defenses import AMR, AACConstant, AACVariable, MP3Constant, MP3Variable, Opus, Speex
+from sec4sr_pl.recognizer import Recognizer
+from sec4sr_pl.types import SAMPLE_RATE
+
+UTTERANCES, TIME, DIRECTIONS = 8, 2 * SAMPLE_RATE, 200
+SIZE = 0.001
+"""Root mean square of a direction: half of the usual ball's radius."""
+
+
+def speech() -> Tensor:
+    """(8, time) beginnings of test utterances."""
+    files = sorted((Path(os.environ["SEC4SR_DATA"]) / "Spk251_test").glob("*/*"))
+    long = [path for path in files if audio.info(path).frames >= TIME]
+    return torch.stack([audio.read(path, 0, TIME) for path in long[:: len(long) // UTTERANCES][:UTTERANCES]])
+
+
+def directions(like: Tensor, generator: torch.Generator) -> Tensor:
+    """Noise in a random band of 500 to 3000 Hz, (batch, time)."""
+    low, width = torch.rand(2, len(like), 1, generator=generator)
+    low, width = 3_000 * low, 500 + 2_500 * width
+    frequencies = torch.fft.rfftfreq(like.shape[1], 1 / SAMPLE_RATE)
+    noise = torch.fft.rfft(torch.randn(like.shape, generator=generator))
+    band = torch.fft.irfft(noise * ((frequencies >= low) & (frequencies < low + width)), like.shape[1])
+    return SIZE * band / band.square().mean(1, keepdim=True).sqrt()
+
+
+def losses(recognizer: Recognizer, waveforms: Tensor, labels: Tensor) -> Tensor:
+    """Cross-entropy, (batch,)."""
+    return functional.cross_entropy(recognizer(waveforms.clamp(-1.0, 1.0)), labels, reduction="none")
+
+
+def main() -> None:
+    """Print a line for each codec."""
+    plain = load_recognizer(Path("checkpoints/audionet_mini_adversarial.ckpt")).requires_grad_(False)
+    waveforms = speech()
+    labels = plain(waveforms).argmax(1)
+    print(
+        f"correlation with the central difference over {DIRECTIONS} directions, mean and standard error of utterances"
+    )
+    for make in (Opus, MP3Constant, MP3Variable, AACConstant, AACVariable, Speex, AMR):
+        recognizer = plain.with_defenses([make()])
+        slopes = {}
+        for name in make.gradients:
+            x = waveforms.clone().requires_grad_(True)
+            slopes[name] = torch.autograd.grad(losses(recognizer.with_gradient(name), x, labels).sum(), x)[0]
+        generator, changes = torch.Generator().manual_seed(0), []
+        told: dict[str, list[Tensor]] = {name: [] for name in slopes}
+        for _ in range(DIRECTIONS):
+            u = directions(waveforms, generator)
+            changes.append((losses(recognizer, waveforms + u, labels) - losses(recognizer, waveforms - u, labels)) / 2)
+            for name, slope in slopes.items():
+                told[name].append((slope * u).sum(1))
+        shown = []
+        for name, values in told.items():
+            pairs = zip(torch.stack(values).T, torch.stack(changes).T, strict=True)
+            found = [float(torch.corrcoef(torch.stack(pair))[0, 1]) for pair in pairs]
+            error = statistics.stdev(found) / len(found) ** 0.5
+            shown.append(f"{name} {statistics.mean(found):6.3f} +- {error:.3f}")
+        print(f"  {make.__name__:12} {', '.join(shown)}", flush=True)
+
+
+if __name__ == "__main__":
+    main()
