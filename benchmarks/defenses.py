@@ -4,18 +4,36 @@ Both run in turn in one process, so that a busy machine slows both; the ratio of
 """
 
 import statistics
+import subprocess
+import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from functools import partial
 from itertools import pairwise
 
+import imageio_ffmpeg
 import numpy as np
+import soundfile
 import torch
 from scipy.signal import butter
 from torch import Tensor
 from torch.nn.functional import conv1d, pad
 from torchaudio.functional import lfilter
 
-from sec4sr_pl.defenses import AverageSmoothing, BandPass, FeCo, LowPass, MedianSmoothing, WarpedFeCo
+from sec4sr_pl.defenses import (
+    AMR,
+    AACConstant,
+    AACVariable,
+    AverageSmoothing,
+    BandPass,
+    FeCo,
+    LowPass,
+    MedianSmoothing,
+    MP3Constant,
+    MP3Variable,
+    Opus,
+    WarpedFeCo,
+)
 from sec4sr_pl.defenses.filters import Butterworth
 from sec4sr_pl.types import SAMPLE_RATE
 
@@ -41,23 +59,47 @@ def recursive(waveforms: Tensor, defense: Butterworth) -> Tensor:
     return waveforms.clamp(-1.0, 1.0)
 
 
-def looped_kmeans(frames: Tensor, defense: FeCo) -> Tensor:
-    """K-means of one utterance after the other, one cluster's mean after the other, as the published code."""
-    outputs = []
+def looped_kmeans(frames: Tensor, ratio: float, seed: int) -> Tensor:
+    """K-means of one utterance after the other as kmeans-pytorch does it, whose loop SEC4SR runs.
+
+    All differences laid out in memory, then one cluster's members and mean after the other. An empty cluster, at which
+    that package never ends, gets the frame of its number, as in SEC4SR.
+    """
+    outputs, generator = [], torch.Generator().manual_seed(seed)
     for own in frames:
-        count = defense.count(len(own))
-        centers = own[(2 * torch.arange(count) + 1) * len(own) // (2 * count)].detach()
-        for _ in range(defense.iterations + 1):
-            labels = torch.cdist(own.detach(), centers).argmin(1)
-            members = [labels == index for index in range(count)]
-            sets = [own.detach()[mask] if mask.any() else own.detach()[i : i + 1] for i, mask in enumerate(members)]
-            means = torch.stack([each.mean(0) for each in sets])
-            movement = (means - centers).norm(dim=1).sum().square()
-            centers = means
-            if movement < defense.tolerance:
+        fixed, count = own.detach(), max(1, int(len(own) * ratio + 1e-9))
+        centers = fixed[torch.randperm(len(own), generator=generator)[:count]]
+        while True:
+            nearest = ((fixed.unsqueeze(1) - centers.unsqueeze(0)) ** 2.0).sum(-1).argmin(1)
+            before = centers.clone()
+            for index in range(count):
+                members = torch.nonzero(nearest == index).squeeze(1)
+                centers[index] = fixed[members].mean(0) if len(members) else fixed[index]
+            if (centers - before).square().sum(1).sqrt().sum() ** 2 < 1e-4:
                 break
-        outputs.append(torch.stack([own[mask].mean(0) if mask.any() else own[i] for i, mask in enumerate(members)]))
+        chosen = [nearest == index for index in range(count)]
+        outputs.append(torch.stack([own[mask].mean(0) if mask.any() else own[i] for i, mask in enumerate(chosen)]))
     return torch.stack(outputs)
+
+
+def inertia(frames: Tensor, centers: Tensor) -> float:
+    """Mean squared distance of frames from the nearest center."""
+    return torch.cdist(frames, centers).amin(2).square().mean().item()
+
+
+def by_ffmpeg(waveforms: Tensor, options: Sequence[str], container: str, delay: int) -> Tensor:
+    """Each utterance written, encoded by one process, decoded by another, and read."""
+    out = []
+    with tempfile.TemporaryDirectory() as scratch:
+        source, coded, decoded = (f"{scratch}/{name}" for name in ("in.wav", f"coded.{container}", "out.wav"))
+        for row in waveforms.detach().numpy():
+            soundfile.write(source, np.pad(row, (0, delay)), SAMPLE_RATE, subtype="PCM_16")
+            quiet = [imageio_ffmpeg.get_ffmpeg_exe(), "-loglevel", "error", "-y"]
+            subprocess.run([*quiet, "-i", source, *options, "-f", container, coded], check=True)
+            subprocess.run([*quiet, "-i", coded, "-ar", "16000", decoded], check=True)
+            read = soundfile.read(decoded, dtype="float32")[0][delay:][: len(row)]
+            out.append(torch.from_numpy(np.pad(read, (0, len(row) - len(read)))))
+    return torch.stack(out) + 0.0 * waveforms  # with a gradient, as the others
 
 
 def looped_warp(frames: Tensor, defense: WarpedFeCo) -> Tensor:
@@ -129,7 +171,7 @@ def main(rounds: int = 11, batch: int = 16, seconds: float = 5.0) -> None:
         -40.0 + 2.0 * walk + 3.0 * torch.randn(walk.shape, generator=generator)
     )  # neighbors are alike, as in speech
     mean, median, low, band = AverageSmoothing(), MedianSmoothing(), LowPass(), BandPass()
-    kmeans, warped = FeCo(start="uniform"), WarpedFeCo()
+    warped = WarpedFeCo()
     print(
         f"batch {batch} x {seconds} s, {torch.get_num_threads()} threads, {rounds} rounds in turn, forward + backward"
     )
@@ -141,8 +183,31 @@ def main(rounds: int = 11, batch: int = 16, seconds: float = 5.0) -> None:
         name = f"{type(defense).__name__}, order {defense.order} / lfilter by sections"
         compare(name, waveforms, lambda x, d=defense: d(x)[0], lambda x, d=defense: recursive(x, d), rounds)  # type: ignore[misc]
     few = max(1, rounds // 3)
-    compare("k-means / a loop over utterances", frames, lambda x: kmeans(x)[0], lambda x: looped_kmeans(x, kmeans), few)
+    for ratio in (0.2, 0.5):
+        kmeans = FeCo(ratio)
+        name = f"k-means, ratio {ratio} / kmeans-pytorch's loop"
+        compare(name, frames, lambda x, d=kmeans: d(x)[0], lambda x, r=ratio: looped_kmeans(x, r, 0), few)  # type: ignore[misc]
+        found: tuple[list[float], list[float]] = ([], [])
+        for seed in range(5):
+            kmeans.seed(seed)
+            found[0].append(inertia(frames, kmeans(frames)[0]))
+            found[1].append(inertia(frames, looped_kmeans(frames, ratio, seed)))
+        own, other = map(statistics.mean, found)
+        print(
+            f"    mean inertia of 5 random starts {own:.4f} and {other:.4f}: {own / other:.4f}"
+        )
     compare("warped k-means / plain Python", frames, lambda x: warped(x)[0], lambda x: looped_warp(x, warped), few)
+    for codec, options, container in (
+        (Opus(), ["-c:a", "libopus", "-b:a", "8000"], "ogg"),
+        (MP3Constant(), ["-c:a", "libmp3lame", "-b:a", "24000"], "mp3"),
+        (MP3Variable(), ["-c:a", "libmp3lame", "-q:a", "4"], "mp3"),
+        (AACConstant(), ["-c:a", "aac", "-b:a", "15000"], "adts"),
+        (AACVariable(), ["-c:a", "aac", "-q:a", "0.3"], "adts"),
+        (AMR(12_200), ["-c:a", "libopencore_amrnb", "-ar", "8000", "-b:a", "12200"], "amr"),
+    ):
+        name = f"{type(codec).__name__} / two ffmpeg processes an utterance"
+        theirs = partial(by_ffmpeg, options=options, container=container, delay=max(0, codec.delay))
+        compare(name, waveforms, lambda x, d=codec: d(x)[0], theirs, few)  # type: ignore[misc]
 
 
 if __name__ == "__main__":

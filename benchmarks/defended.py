@@ -1,0 +1,140 @@
+"""A small version of the paper's Table IV: every defense against oblivious and adaptive attacks, natural AudioNet.
+
+40 test utterances of at most 3 s. Oblivious examples are made on the undefended recognizer. The adaptive attack goes
+through the defense: with 20 draws at each step where it is randomized, and as the worst of {identity, gain, NES of 20
+samples}, each also from the oblivious example, where it has no gradient. Needs SEC4SR_DATA; what is done stays done in
+runs/defended, so that a killed run goes on.
+
+Usage: python benchmarks/defended.py [names of defenses]
+"""
+
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from sec4sr_pl.attacks import FGSM, NES, PGD, Adaptive, Attack, CWinf
+from sec4sr_pl.data import Spk251
+from sec4sr_pl.defenses import (
+    AMR,
+    AACConstant,
+    AACVariable,
+    AverageSmoothing,
+    BandPass,
+    BitDepthReduction,
+    Defense,
+    Downsampling,
+    FeCo,
+    GaussianNoise,
+    LowPass,
+    MedianSmoothing,
+    MP3Constant,
+    MP3Variable,
+    Opus,
+    Quantization,
+    Shuffle,
+    Speex,
+    WarpedFeCo,
+)
+from sec4sr_pl.evaluation import evaluate
+from sec4sr_pl.robustness import Summary
+
+CHECKPOINT, FOLDER = Path("checkpoints/audionet_mini_natural.ckpt"), Path("runs/defended")
+DRAWS, SAMPLES = 20, 20
+
+
+class Line(NamedTuple):
+    """A line of the table."""
+
+    name: str
+    make: Callable[[], Defense] | None
+
+
+LINES = [
+    Line("none", None),
+    Line("QT", Quantization),
+    Line("BDR", BitDepthReduction),
+    Line("AT", GaussianNoise),
+    Line("AS", AverageSmoothing),
+    Line("MS", MedianSmoothing),
+    Line("DS", Downsampling),
+    Line("LPF", LowPass),
+    Line("BPF", BandPass),
+    Line("OPUS", Opus),
+    Line("SPEEX", Speex),
+    Line("AMR", AMR),
+    Line("AAC-V", AACVariable),
+    Line("AAC-C", AACConstant),
+    Line("MP3-V", MP3Variable),
+    Line("MP3-C", MP3Constant),
+    Line("FeCo-o(k)", FeCo),
+    Line("FeCo-o(k), cosine", lambda: FeCo(distance="cos")),
+    Line("FeCo-o(wk)", WarpedFeCo),
+    Line("FeCo-o(wk), random start", lambda: WarpedFeCo(init="random")),
+    Line("FeCo-o(k), uniform start", lambda: FeCo(start="uniform")),
+    Line("FeCo-o(k), order of time", lambda: FeCo(order="time")),
+    Line("shuffle alone", Shuffle),
+]
+
+
+def adaptive(defense: Defense | None) -> list[Attack]:
+    """FGSM, PGD-10 and CWinf-10 as they must be against a defense."""
+    if defense is None or (defense.differentiable and not defense.randomized):
+        return [FGSM(), PGD(), CWinf()]
+    if defense.randomized:
+        return [FGSM(draws=DRAWS), PGD(draws=DRAWS), CWinf(draws=DRAWS)]
+    return [Adaptive(attack, nes=NES(SAMPLES)) for attack in (FGSM(), PGD(), CWinf())]
+
+
+def members(defense: Defense | None) -> list[Attack]:
+    """PGD-10 by one gradient alone, which the adaptive attack takes the worst of."""
+    if defense is None or len(defense.gradients) < 2:
+        return []
+    return [Adaptive(PGD(), [name]) for name in defense.gradients]
+
+
+def attacked(name: str, defense: Defense | None, attacks: Sequence[Attack], knows: bool) -> Summary:
+    """One campaign."""
+    output = FOLDER / name.replace(", ", "_").replace(" ", "_") / ("adaptive" if knows else "oblivious")
+    summary = evaluate(
+        CHECKPOINT,
+        Spk251(),
+        attacks,
+        output,
+        defenses=[] if defense is None else [defense],
+        adaptive=knows,
+        limit=40,
+        max_seconds=3.0,
+        perceptual=False,
+        accelerator="cpu",
+    )
+    assert summary is not None
+    return summary
+
+
+def accuracies(summary: Summary) -> list[str]:
+    """In percent; of a randomized recognizer the mean over fresh draws."""
+    found = [row.accuracy.value if row.accuracy_over_draws is None else row.accuracy_over_draws for row in summary.rows]
+    return [f"{100 * value:.1f}" for value in found if value is not None]
+
+
+def main(names: Sequence[str]) -> None:
+    """Print the table as Markdown."""
+    lines = [line for line in LINES if not names or line.name in names]
+    rows = []
+    for name, make in lines:
+        defense = None if make is None else make()
+        blind = attacked(name, defense, [FGSM(), PGD(), CWinf()], knows=False)
+        known = attacked(name, defense, [*adaptive(defense), *members(defense)], knows=True)
+        benign = blind.benign.value if blind.benign_over_draws is None else blind.benign_over_draws
+        assert benign is not None
+        found = accuracies(known)
+        rows.append([name, f"{100 * benign:.1f}", *accuracies(blind), *found[:3], ", ".join(found[3:]) or "-"])
+    titles = ["defense", "benign", *(f"{attack}, oblivious" for attack in ("FGSM", "PGD-10", "CWinf-10"))]
+    titles += [*(f"{attack}, adaptive" for attack in ("FGSM", "PGD-10", "CWinf-10")), "PGD-10 by identity, gain"]
+    for cells in (titles, ["---"] * len(titles), *rows):
+        print(f"| {' | '.join(cells)} |")
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
