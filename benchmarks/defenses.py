@@ -193,9 +193,7 @@ def main(rounds: int = 11, batch: int = 16, seconds: float = 5.0) -> None:
             found[0].append(inertia(frames, kmeans(frames)[0]))
             found[1].append(inertia(frames, looped_kmeans(frames, ratio, seed)))
         own, other = map(statistics.mean, found)
-        print(
-            f"    mean inertia of 5 random starts {own:.4f} and {other:.4f}: {own / other:.4f}"
-        )
+        print(f"    mean inertia of 5 random starts {own:.4f} and {other:.4f}: {own / other:.4f}")
     compare("warped k-means / plain Python", frames, lambda x: warped(x)[0], lambda x: looped_warp(x, warped), few)
     for codec, options, container in (
         (Opus(), ["-c:a", "libopus", "-b:a", "8000"], "ogg"),

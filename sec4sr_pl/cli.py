@@ -49,7 +49,12 @@ def classes(config: Any, *names: str) -> Iterator[Any]:
 
 
 class LoggedConfig(SaveConfigCallback):
-    """The configuration as a file beside the logs, and as the hyperparameters of every logger."""
+    """The configuration as a file beside the logs, if there are any, and as the hyperparameters of every logger."""
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Called by the trainer."""
+        self.save_to_log_dir = bool(trainer.loggers)  # without, the file would lie in the current folder
+        super().setup(trainer, pl_module, stage)
 
     def save_config(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Called by the base on the first process."""

@@ -17,7 +17,7 @@ from scipy.stats import binomtest
 from torch import Tensor
 
 from sec4sr_pl import audio
-from sec4sr_pl.attacks import CW2, FGSM, PGD, Attack, AutoAttack, CWinf
+from sec4sr_pl.attacks import CW2, FGSM, PGD, Adaptive, Attack, AutoAttack, CWinf
 from sec4sr_pl.backbones import AudioNet
 from sec4sr_pl.data.base import Utterances, collate
 from sec4sr_pl.data.manifest import DataError, label, scan
@@ -493,6 +493,15 @@ def test_attacks_without_eot_on_a_randomized_recognizer_are_called_out_by_name(m
     averaged = make("averaged", [FGSM(draws=3)], [FeCo(0.5)], draws=1)
     averaged.run()
     assert not any("EOT" in note for note in summarize(averaged).notes)
+
+
+def test_a_defense_without_a_gradient_asks_for_the_adaptive_attack(make: Make) -> None:
+    blunt = make(attacks=[FGSM()], defenses=[Quantization()])
+    blunt.run()
+    assert any(note.startswith("**Quantization without a gradient") for note in summarize(blunt).notes)
+    adaptive = make("adaptive", [Adaptive(FGSM(), ["identity"])], [Quantization()])
+    adaptive.run()
+    assert not any("without a gradient" in note for note in summarize(adaptive).notes)
 
 
 # Kill and resume, ranks

@@ -238,6 +238,7 @@ def test_a_killed_training_ends_with_the_same_weights(
     folder = tmp_path / "run"
     folder.mkdir()
     assert forked(lambda: train_on(config, folder, place), tmp_path / "log") == signal.SIGKILL
+    assert not list(config.parent.glob("config*.yaml"))  # nothing is logged
     left = {path.name for path in folder.iterdir()}
     assert left == ({"last.ckpt", ".last.ckpt.partial"} if "half" in place[0] else {"last.ckpt"})
     assert 0 < torch.load(folder / "last.ckpt", weights_only=True)["global_step"] < STEPS

@@ -441,3 +441,23 @@ def test_cw2_finds_changes_as_small_as_the_reference_library(shipped: tuple[Any,
     assert result.achieved.all()
     distances = [(found - waveforms).norm(dim=1).median() for found in (result.waveforms, theirs)]
     assert distances[0] <= 1.05 * distances[1]
+
+
+def test_a_sweep_over_any_parameter_gives_names_of_their_own() -> None:
+    changed = [
+        {"sigma": 0.002},
+        {"step_size": 0.002},
+        {"momentum": 0.5},
+        {"smallest_step": 1e-5},
+        {"samples": 20},
+        {"queries": 99},
+    ]
+    names = {FAKEBOB(**change).name for change in changed}  # type: ignore[arg-type]
+    assert len(names) == len(changed) and FAKEBOB().name == "FAKEBOB-1000x50"
+    sources = [NES(), NES(20), NES(sigma=0.01), None]
+    assert [PGD(source=source).name for source in sources] == [
+        "PGD-10-NES",
+        "PGD-10-NES20",
+        "PGD-10-NESsigma0.01",
+        "PGD-10",
+    ]

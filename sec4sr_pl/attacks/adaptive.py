@@ -39,7 +39,9 @@ class Adaptive(WorstCase):
     @property
     def name(self) -> str:
         """Adaptive-PGD-10, and the members where they were chosen."""
-        return "-".join(["Adaptive", self.attack.name, *([] if self.members is None else self.members)])
+        chosen = [] if self.members is None else list(self.members)
+        sampled = [self.nes.name] if self.nes != NES() else []
+        return "-".join(["Adaptive", self.attack.name, *chosen, *sampled])
 
     def runs(self, rows: Rows, objective: Objective) -> Iterator[Tensor]:
         """The oblivious example, then each member from the utterance and from there."""

@@ -73,7 +73,7 @@ class APGD(Attack):
         """APGD-100, and what differs from the defaults."""
         marks = [f"x{self.restarts}"] * (self.restarts != 1) + [f"EOT{self.draws}"] * (self.draws > 1)
         marks += [f"eps{self.epsilon:g}"] * (self.epsilon != 0.002) + [self.loss or ""]
-        marks += [type(self.source).__name__] * (self.source is not None)
+        marks += [] if self.source is None else [self.source.name]
         return "-".join([type(self).__name__, str(self.steps), *filter(None, marks)])
 
     def perturb(

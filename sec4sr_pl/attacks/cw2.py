@@ -80,7 +80,7 @@ class CW2(Attack):
         marks = [f"{self.steps}x{self.search_steps}"] * ((self.steps, self.search_steps) != (10_000, 9))
         marks += [f"lr{self.learning_rate:g}"] * (self.learning_rate != 0.01)
         marks += [f"c{self.initial_const:g}"] * (self.initial_const != 1e-3)
-        marks += [f"EOT{self.draws}"] * (self.draws > 1) + [type(self.source).__name__] * (self.source is not None)
+        marks += [f"EOT{self.draws}"] * (self.draws > 1) + ([] if self.source is None else [self.source.name])
         return "-".join(["CW2", f"{self.confidence:g}", *marks])
 
     def perturb(

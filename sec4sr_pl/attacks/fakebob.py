@@ -71,6 +71,10 @@ class FAKEBOB(Attack):
     def name(self) -> str:
         """FAKEBOB-1000x50 by steps and samples, and what differs from the defaults."""
         marks = [f"EOT{self.draws}"] * (self.draws > 1) + [f"eps{self.epsilon:g}"] * (self.epsilon != 0.002)
+        marks += [f"sigma{self.sigma:g}"] * (self.sigma != 0.001)
+        marks += [f"step{self.step_size:g}"] * (self.step_size != 0.001)
+        marks += [f"momentum{self.momentum:g}"] * (self.momentum != 0.9)
+        marks += [f"floor{self.smallest_step:g}"] * (self.smallest_step != 1e-6)
         marks += [f"cap{self.queries}"] * (self.queries is not None)
         return "-".join(["FAKEBOB", f"{self.steps}x{self.samples}", *marks])
 

@@ -100,7 +100,7 @@ class PGD(Attack):
         marks += [f"eps{self.epsilon:g}"] * (self.epsilon != 0.002)
         marks += [f"step{self.step_size:g}"] * ("step_size" in self.settings() and self.step_size != 0.0004)
         marks += [self.loss or ""] * ("loss" in self.settings())
-        marks += [type(self.source).__name__] * (self.source is not None)
+        marks += [] if self.source is None else [self.source.name]
         return "-".join([type(self).__name__, str(self.steps), *filter(None, marks)])
 
     def scaled(self, strength: float) -> "PGD":

@@ -65,7 +65,7 @@ class FMN(Attack):
     def name(self) -> str:
         """FMN-l2-0-100 by norm, confidence and steps, and what differs from the defaults."""
         marks = [f"step{self.step_size:g}"] * (self.step_size != 1.0) + [f"rate{self.rate:g}"] * (self.rate != 0.05)
-        marks += [f"EOT{self.draws}"] * (self.draws > 1) + [type(self.source).__name__] * (self.source is not None)
+        marks += [f"EOT{self.draws}"] * (self.draws > 1) + ([] if self.source is None else [self.source.name])
         return "-".join(["FMN", self.norm, f"{self.confidence:g}", str(self.steps), *marks])
 
     def size(self, change: Tensor) -> Tensor:

@@ -19,6 +19,11 @@ QUERIED_SAMPLES = 2**25
 class GradientSource(ABC):
     """Scores at a point, and the gradient of a loss there; one draw of a randomized recognizer."""
 
+    @property
+    def name(self) -> str:
+        """A short name for tables and folders."""
+        return type(self).__name__
+
     @abstractmethod
     def __call__(
         self, score: Score, waveforms: Tensor, lengths: Tensor, loss: LossOfScores, generators: Generators
@@ -60,6 +65,11 @@ class NES(GradientSource):
 
     samples: int = 50
     sigma: float = 0.001
+
+    @property
+    def name(self) -> str:
+        """NES, and what differs from the defaults."""
+        return "NES" + f"{self.samples}" * (self.samples != 50) + f"sigma{self.sigma:g}" * (self.sigma != 0.001)
 
     def __post_init__(self) -> None:
         if self.samples < 2 or self.samples % 2 or not self.sigma > 0.0:

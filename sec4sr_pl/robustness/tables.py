@@ -8,7 +8,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from sec4sr_pl.attacks import Attack
+from sec4sr_pl.attacks import Adaptive, Attack
 from sec4sr_pl.metrics import r1_score, wilson_interval
 from sec4sr_pl.robustness.campaign import BENIGN, Campaign, Record, write_text
 
@@ -233,6 +233,12 @@ def notes(campaign: Campaign, rows: Sequence[Row], unchanged: Sequence[int]) -> 
                 found.append(f"**{other.name} is weaker than {attack.name}**: more steps must not help the defender.")
     if campaign.recognizer.defenses and not campaign.adaptive:
         found.append("**Oblivious**: crafted without the defenses. This is no measure of robustness.")
+    blunt = [type(defense).__name__ for defense in campaign.recognizer.defenses if not defense.differentiable]
+    if blunt and campaign.adaptive and not any(isinstance(attack, Adaptive) for attack in campaign.attacks):
+        found.append(
+            f"**{', '.join(blunt)} without a gradient, another stands for it**: attacks may be weaker than oblivious "
+            "ones. Use `Adaptive`."
+        )
     if campaign.recognizer.randomized and campaign.adaptive:
         few = [attack.name for attack in campaign.attacks if attack.gradient_draws == 1]
         if few:
