@@ -7,8 +7,9 @@ import torch
 from conftest import MakeRecognizer
 from torch import Tensor
 
-from sec4sr_pl.attacks import FGSM, NES, PGD, Adaptive, CWinf, Objective
-from sec4sr_pl.defenses import GaussianNoise, Quantization
+from sec4sr_pl.attacks import APGD, FGSM, NES, PGD, Adaptive, CWinf, Objective
+from sec4sr_pl.attacks.worst import as_written
+from sec4sr_pl.defenses import Defense, FeCo, GaussianNoise, MedianSmoothing, Quantization
 from sec4sr_pl.recognizer import Ensemble, Recognizer
 
 Speech = tuple[Tensor, Tensor]
@@ -40,12 +41,29 @@ def test_it_is_never_weaker_than_the_oblivious_attack(defended: Recognizer, spee
     waveforms, lengths = speech
     labels = defended(waveforms, lengths).argmax(1)
     oblivious = attack(defended.with_defenses([]), waveforms, labels, lengths).waveforms
+    oblivious = as_written(oblivious, waveforms, attack.epsilon)
     adaptive = Adaptive(attack, nes=FEW)(defended, waveforms, labels, lengths)
     weaker = margins(defended, oblivious, labels, lengths) - margins(defended, adaptive.waveforms, labels, lengths)
     standing = margins(defended, oblivious, labels, lengths) >= 0
     assert (weaker[standing] >= -1e-5).all()
     assert adaptive.achieved[~standing].all()
     assert ((adaptive.waveforms - waveforms).abs() <= attack.epsilon + 1e-7).all()
+    assert torch.equal(as_written(adaptive.waveforms, waveforms, attack.epsilon), adaptive.waveforms)  # as on the disk
+
+
+@pytest.mark.parametrize("make", [MedianSmoothing, lambda: FeCo(start="uniform")], ids=["median", "feco"])
+def test_it_is_never_weaker_than_its_attack_where_the_gradient_is_exact(
+    make: Callable[[], Defense], make_recognizer: MakeRecognizer, speech: Speech
+) -> None:
+    recognizer, attack = make_recognizer(defenses=[make()]).double(), PGD(steps=3)
+    waveforms, lengths = speech[0].double(), speech[1]
+    labels = recognizer(waveforms, lengths).argmax(1)
+    own = as_written(attack(recognizer, waveforms, labels, lengths).waveforms, waveforms, attack.epsilon)
+    adaptive = Adaptive(attack, nes=FEW)(recognizer, waveforms, labels, lengths)
+    plain = margins(recognizer, own, labels, lengths)
+    assert adaptive.achieved[plain < 0].all()
+    standing = plain >= 0
+    assert (margins(recognizer, adaptive.waveforms, labels, lengths) <= plain + 1e-4)[standing].all()
 
 
 def test_it_is_the_worst_of_all_members_from_both_starts(defended: Recognizer, speech: Speech) -> None:
@@ -60,6 +78,7 @@ def test_it_is_the_worst_of_all_members_from_both_starts(defended: Recognizer, s
         for start in (waveforms, oblivious):
             chosen = defended.with_gradient(name).fused().requires_grad_(False)  # as it is attacked
             candidates.append(attack.descend(chosen, start, waveforms, labels, lengths, never))
+    candidates = [as_written(x, waveforms, attack.epsilon) for x in candidates]
     found = torch.stack([margins(defended, x, labels, lengths) for x in candidates])
     reached = margins(defended, result.waveforms, labels, lengths)
     assert (reached <= found.min(0).values + 1e-4).all()
@@ -106,3 +125,8 @@ def test_a_function_whose_defenses_are_unknown_is_refused(defended: Recognizer, 
         Adaptive(PGD())(score, speech[0], labels, speech[1])
     with pytest.raises(ValueError, match="at least one member"):
         Adaptive(PGD(), [])
+    with pytest.raises(ValueError, match="Expected members among identity, half, NES, got gian"):
+        Adaptive(PGD(), ["gian"])(defended, speech[0], labels, speech[1])
+    for attack in (PGD(restarts=2), APGD()):
+        with pytest.raises(ValueError, match="without restarts, got"):
+            Adaptive(attack)  # type: ignore[arg-type]

@@ -76,7 +76,7 @@ def test_the_delay_of_speech_is_that_of_the_probe(codec: Codec, speech: Speech) 
         padded = np.pad(row, (0, 8_192)).astype(np.int16)
         original, decoded = (sosfiltfilt(band, x) for x in (row, codec.round_trip(padded)))
         match = correlate(decoded, original, method="fft")[len(row) - 1 - 2_000 :][:6_001]
-        assert abs(int(match.argmax()) - 2_000 - codec.delay) <= 1
+        assert int(match.argmax()) - 2_000 == codec.delay
 
 
 def test_what_comes_back_is_in_time_and_like_what_came(codec: Codec, speech: Speech) -> None:
@@ -95,9 +95,21 @@ def test_any_level_and_any_length_pass(codec: Codec, level: int, size: int) -> N
     assert level or np.abs(out.astype(int)).max() <= 16
 
 
+def test_what_is_no_number_stays_none(codec: Codec) -> None:
+    signal = torch.zeros(2, 1_000)
+    signal[0, 500] = torch.nan
+    out, _ = codec(signal)
+    assert out[0].isnan().any() and out[1].isfinite().all()
+
+
 def test_samples_between_the_16_bit_steps_are_rounded_and_loud_ones_clipped(codec: Codec) -> None:
     exact = torch.tensor([[0.5, -1.0, 1.0, 0.25]]).repeat(1, 500)
     assert torch.equal(codec(exact + 0.4 / 32_768)[0], codec(exact)[0])
+
+
+def broadband() -> Codec:
+    """Opus without loss of its own making, whose encoder is the same in all versions."""
+    return Opus(64_000)
 
 
 COMMANDS: dict[Callable[[], Codec], tuple[list[str], str, list[str]]] = {
@@ -107,6 +119,7 @@ COMMANDS: dict[Callable[[], Codec], tuple[list[str], str, list[str]]] = {
     AACConstant: (["-c:a", "aac", "-b:a", "15000"], "adts", []),
     AACVariable: (["-c:a", "aac", "-q:a", "0.3"], "adts", []),
     Speex: (["-c:a", "libspeex", "-b:a", "11000"], "ogg", ["-c:a", "libspeex"]),  # FFmpeg's own decoder has no filter
+    broadband: (["-c:a", "libopus", "-b:a", "64000"], "ogg", []),
     narrowband: (["-c:a", "libopencore_amrnb", "-b:a", "12200", "-ar", "8000"], "amr", []),
 }
 FFMPEGS = [path for path in (shutil.which("ffmpeg"), imageio_ffmpeg.get_ffmpeg_exe()) if path]
@@ -144,8 +157,8 @@ def test_the_ffmpeg_command_gives_the_same(make: Callable[[], Codec], speech: Sp
             if make is not Speex:  # which needs no file
                 again = read_file(io.BytesIO(coded.read_bytes()), container)[max(0, codec.delay) :]
                 assert decibels(again[:size], theirs[:size]) >= 40.0
-        if make not in (Opus, AACConstant):  # whose encoders differ between the versions of the command as much
-            assert max(best) >= 40.0
+        drift = make in (Opus, AACConstant)  # the versions of the command differ from each other as much
+        assert max(best) >= (6.0 if drift else 40.0)
 
 
 @pytest.mark.parametrize("bit_rate", [*AMR.WIDEBAND, *AMR.NARROWBAND])

@@ -16,21 +16,25 @@ class Adaptive(WorstCase):
     """The worst of the gradients that can stand for a missing one, from the utterance and from an oblivious example.
 
     First the undefended recognizer is attacked: with that result among the candidates, knowing the defense can't make
-    the attack weaker. Then the attack runs with each gradient that some defense offers (BPDA), and by queries alone.
+    the attack weaker. Then the attack runs with each gradient that some defense offers (BPDA; `identity` is plain
+    back-propagation), and by queries alone.
 
     Args:
-        attack: FGSM, PGD or CWinf; its restarts are not used.
+        attack: FGSM, PGD or CWinf, without restarts.
         members: names of gradients (`identity`, ...) and `NES`; None: all that the defenses offer, then `NES`.
         nes: the last member.
 
     Raises:
-        ValueError: no member, or, when it is called, something else than a recognizer.
+        ValueError: another attack, no member, or, when it is called, one that no defense offers, or something else than
+            a recognizer.
 
     Source: Athalye et al., "Obfuscated gradients give a false sense of security", 2018; Tramer et al., "On adaptive
     attacks to adversarial example defenses", 2020.
     """
 
     def __init__(self, attack: PGD, members: Sequence[str] | None = None, nes: NES | None = None) -> None:
+        if not isinstance(attack, PGD) or attack.restarts:
+            raise ValueError(f"Expected FGSM, PGD or CWinf without restarts, got {attack!r}")
         if members is not None and not members:
             raise ValueError("Expected at least one member, got none")
         self.attack, self.members, self.nes = attack, members, NES() if nes is None else nes
@@ -46,15 +50,16 @@ class Adaptive(WorstCase):
     def runs(self, rows: Rows, objective: Objective) -> Iterator[Tensor]:
         """The oblivious example, then each member from the utterance and from there."""
         recognizer = rows.score.of(lambda recognizer: recognizer).score
+        offered = ["identity", *(name for defense in recognizer.defenses for name in defense.gradients), "NES"]
+        members = list(dict.fromkeys(offered)) if self.members is None else self.members
+        if unknown := [name for name in members if name not in offered]:
+            raise ValueError(f"Expected members among {', '.join(dict.fromkeys(offered))}, got {', '.join(unknown)}")
         undefended = rows.score.of(lambda recognizer: recognizer.with_defenses([]))
         rows.oblivious = self.attack.descend(
             undefended, rows.clean, rows.clean, rows.labels, rows.lengths, objective, rows.generators
         )
         yield rows.oblivious
-        offered = dict.fromkeys(
-            name for defense in recognizer.defenses if not defense.differentiable for name in defense.gradients
-        )
-        for member in [*offered, "NES"] if self.members is None else self.members:
+        for member in members:
             attack = copy.copy(self.attack)
             attack.source = self.nes if member == "NES" else attack.source
             for start in ("clean", "oblivious"):

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
+from sec4sr_pl import audio
 from sec4sr_pl.attacks.base import Attack, CountedScore, Generators
 from sec4sr_pl.attacks.objective import Objective
 from sec4sr_pl.attacks.rows import Rows
@@ -16,7 +17,8 @@ class WorstCase(Attack):
     """Attacks in turn, each on the utterances still standing; a subclass writes `runs`.
 
     An utterance has fallen when the goal is achieved, with the objective's confidence, in every one of `draws` fresh
-    draws; one that stands gets the result of the lowest mean margin.
+    draws; one that stands gets the result of the lowest mean margin. Results are judged as a file will hold them: where
+    the utterance is 16-bit, they are rounded inside the ball.
     """
 
     draws: int
@@ -39,7 +41,7 @@ class WorstCase(Attack):
         rows = Rows.of(score, labels, lengths, generator, clean=waveforms)
         for found in self.runs(rows, objective):
             low, high = (rows.clean - self.epsilon).clamp_min(-1.0), (rows.clean + self.epsilon).clamp_max(1.0)
-            found = mask_padding(found.clamp(low, high), rows.lengths)
+            found = mask_padding(as_written(found.clamp(low, high), rows.clean, self.epsilon), rows.lengths)
             margins = torch.stack(
                 [objective.loss(rows.score(found, rows.lengths), rows.labels) for _ in range(self.draws)]
             ).to(lowest)
@@ -51,3 +53,10 @@ class WorstCase(Attack):
             if not rows.keep(~fallen):
                 break
         return worst
+
+
+def as_written(adversarial: Tensor, original: Tensor, epsilon: float) -> Tensor:
+    """(batch, time), each row rounded to 16 bits inside the ball if its original is so. Synchronizes an accelerator."""
+    rows = zip(adversarial, original, strict=True)
+    written = [audio.round_inside_ball(own, clean, epsilon) if audio.on_grid(clean) else own for own, clean in rows]
+    return torch.stack(written) if written else adversarial

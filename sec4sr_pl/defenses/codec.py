@@ -4,12 +4,14 @@ import os
 from abc import abstractmethod
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
+from importlib.metadata import version
+from importlib.util import find_spec
 from typing import Any, ClassVar, Literal
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from scipy.signal import correlate
+from scipy.signal import butter, correlate, sosfiltfilt
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn.functional import avg_pool2d, pad
@@ -81,6 +83,7 @@ class Codec(Defense):
     """
 
     differentiable: ClassVar[bool] = False
+    library = f"av {version('av')}" if find_spec("av") else ""
     gradients: ClassVar[tuple[str, ...]] = ("identity", "gain")
 
     def __init__(self, gradient: Gradient = "identity") -> None:
@@ -97,7 +100,8 @@ class Codec(Defense):
 
     def measure_delay(self) -> int:
         """The lag at which the decoded signal matches what was encoded best."""
-        original, decoded = (x.astype(np.float64) for x in (probe(), self.round_trip(np.pad(probe(), (0, 8_192)))))
+        band = butter(4, (500, 3_000), "bandpass", output="sos", fs=SAMPLE_RATE)  # codecs turn the phase of the lows
+        original, decoded = (sosfiltfilt(band, x) for x in (probe(), self.round_trip(np.pad(probe(), (0, 8_192)))))
         match = correlate(decoded, original, method="fft")[len(original) - 1 - LONGEST_DELAY :]
         return int(match[: 2 * LONGEST_DELAY + 1].argmax()) - LONGEST_DELAY
 
@@ -120,7 +124,7 @@ class Codec(Defense):
         with ThreadPoolExecutor(min(len(rows) or 1, os.cpu_count() or 1)) as threads:
             decoded = list(threads.map(self.coded, rows))
         out = [pad(torch.from_numpy(row), (0, signal.shape[1] - len(row))) for row in decoded]
-        return torch.stack(out).to(signal) / 32_768.0 if out else signal, lengths
+        return torch.stack(out).to(signal) / 32_768.0 + 0.0 * signal if out else signal, lengths  # NaN stays NaN
 
 
 @cache

@@ -18,7 +18,7 @@ FRAME = 320
 """Samples of a frame of 20 ms at 16 kHz."""
 
 
-def load(name: str, apt: str, brew: str) -> ctypes.CDLL:
+def load(name: str, *commands: str) -> ctypes.CDLL:
     """A shared library, by name.
 
     Raises:
@@ -27,10 +27,7 @@ def load(name: str, apt: str, brew: str) -> ctypes.CDLL:
     beside = (Path(sys.prefix) / "lib" / f"lib{name}.{ending}" for ending in ("so", "dylib"))  # a conda environment's
     found = next((str(path) for path in beside if path.exists()), None) or find_library(name)
     if found is None:
-        raise ImportError(
-            f"lib{name} is not installed: apt-get install {apt}, or brew install {brew}, "
-            f"or conda install -c conda-forge {brew}"
-        )
+        raise ImportError(f"lib{name} is not installed: {', or '.join(commands)}")
     return ctypes.CDLL(found)
 
 
@@ -62,7 +59,7 @@ COMPLEXITY = 3  # that of the ffmpeg command
 @cache
 def libspeex() -> ctypes.CDLL:
     """The library, with the types of what is called."""
-    library = load("speex", "libspeex1", "speex")
+    library = load("speex", "apt-get install libspeex1", "brew install speex", "conda install -c conda-forge speex")
     samples = POINTER(c_int16)
     library.speex_lib_get_mode.restype = c_void_p
     for coder in ("encoder", "decoder"):
@@ -124,7 +121,7 @@ class Speex(Codec):
 @cache
 def libvo_amrwbenc() -> ctypes.CDLL:
     """The library, with the types of what is called."""
-    library = load("vo-amrwbenc", "libvo-amrwbenc0", "vo-amrwbenc")
+    library = load("vo-amrwbenc", "apt-get install libvo-amrwbenc0", "conda install -c conda-forge vo-amrwbenc")
     library.E_IF_init.restype = c_void_p
     library.E_IF_encode.argtypes = [c_void_p, c_int, POINTER(c_int16), c_char_p, c_int]
     library.E_IF_exit.argtypes = [c_void_p]

@@ -234,10 +234,11 @@ def notes(campaign: Campaign, rows: Sequence[Row], unchanged: Sequence[int]) -> 
     if campaign.recognizer.defenses and not campaign.adaptive:
         found.append("**Oblivious**: crafted without the defenses. This is no measure of robustness.")
     blunt = [type(defense).__name__ for defense in campaign.recognizer.defenses if not defense.differentiable]
-    if blunt and campaign.adaptive and not any(isinstance(attack, Adaptive) for attack in campaign.attacks):
+    single = [attack.name for attack in campaign.attacks if not isinstance(attack, Adaptive)]
+    if blunt and campaign.adaptive and single:
         found.append(
-            f"**{', '.join(blunt)} without a gradient, another stands for it**: attacks may be weaker than oblivious "
-            "ones. Use `Adaptive`."
+            f"**{', '.join(blunt)} without a gradient, another stands for it**: {', '.join(single)} may be weaker than "
+            "oblivious. Use `Adaptive`."
         )
     if campaign.recognizer.randomized and campaign.adaptive:
         few = [attack.name for attack in campaign.attacks if attack.gradient_draws == 1]
