@@ -5,11 +5,12 @@ SEC4SR_DATA.
 """
 
 import os
+import shutil
 import statistics
 import subprocess
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from itertools import pairwise
 from pathlib import Path
@@ -36,6 +37,7 @@ from sec4sr_pl.defenses import (
     MP3Constant,
     MP3Variable,
     Opus,
+    Speex,
     WarpedFeCo,
 )
 from sec4sr_pl.defenses.filters import Butterworth
@@ -92,14 +94,22 @@ def inertia(frames: Tensor, centers: Tensor) -> float:
     return torch.cdist(frames, centers).amin(2).square().mean().item()
 
 
-def by_ffmpeg(waveforms: Tensor, options: Sequence[str], container: str, delay: int) -> Tensor:
+def ffmpegs(encoder: str) -> Iterator[str]:
+    """The system's command and the static one of the imageio-ffmpeg wheel, as far as they have the encoder."""
+    for path in filter(None, (shutil.which("ffmpeg"), imageio_ffmpeg.get_ffmpeg_exe())):
+        shown = subprocess.run([path, "-hide_banner", "-encoders"], capture_output=True, text=True, check=True).stdout
+        if f" {encoder} " in shown:
+            yield path
+
+
+def by_ffmpeg(waveforms: Tensor, ffmpeg: str, options: Sequence[str], container: str, delay: int) -> Tensor:
     """Each utterance written, encoded by one process, decoded by another, and read."""
     out = []
     with tempfile.TemporaryDirectory() as scratch:
         source, coded, decoded = (f"{scratch}/{name}" for name in ("in.wav", f"coded.{container}", "out.wav"))
         for row in waveforms.detach().numpy():
             soundfile.write(source, np.pad(row, (0, delay)), SAMPLE_RATE, subtype="PCM_16")
-            quiet = [imageio_ffmpeg.get_ffmpeg_exe(), "-loglevel", "error", "-y"]
+            quiet = [ffmpeg, "-loglevel", "error", "-y"]
             subprocess.run([*quiet, "-i", source, *options, "-f", container, coded], check=True)
             subprocess.run([*quiet, "-i", coded, "-ar", "16000", decoded], check=True)
             read = soundfile.read(decoded, dtype="float32")[0][delay:][: len(row)]
@@ -212,10 +222,12 @@ def main(rounds: int = 11, batch: int = 16, seconds: float = 5.0) -> None:
         (AACConstant(), ["-c:a", "aac", "-b:a", "15000"], "adts"),
         (AACVariable(), ["-c:a", "aac", "-q:a", "0.3"], "adts"),
         (AMR(12_200), ["-c:a", "libopencore_amrnb", "-ar", "8000", "-b:a", "12200"], "amr"),
+        (Speex(), ["-c:a", "libspeex", "-b:a", "11000"], "ogg"),
     ):
-        name = f"{type(codec).__name__} / two ffmpeg processes an utterance"
-        theirs = partial(by_ffmpeg, options=options, container=container, delay=max(0, codec.delay))
-        compare(name, waveforms, lambda x, d=codec: d(x)[0], theirs, few)  # type: ignore[misc]
+        for ffmpeg in ffmpegs(options[1]):
+            name = f"{type(codec).__name__} / two processes of {ffmpeg.rpartition('/')[2][:20]}"
+            theirs = partial(by_ffmpeg, ffmpeg=ffmpeg, options=options, container=container, delay=max(0, codec.delay))
+            compare(name, waveforms, lambda x, d=codec: d(x)[0], theirs, few, False)  # type: ignore[misc]
 
 
 if __name__ == "__main__":
