@@ -41,7 +41,7 @@ class Defense(nn.Module, ABC):
     gradients: ClassVar[tuple[str, ...]] = ("identity",)
     """What can stand for it: `identity`, the gradient of the output for that of the input, first."""
     gradient: str = "identity"
-    library: str = ""
+    software: str = ""
     """Name and version of a library that the output depends on."""
 
     def __init__(self, after: str) -> None:

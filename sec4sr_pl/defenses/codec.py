@@ -83,7 +83,7 @@ class Codec(Defense):
     """
 
     differentiable: ClassVar[bool] = False
-    library = f"av {version('av')}" if find_spec("av") else ""
+    software = f"av {version('av')}" if find_spec("av") else ""
     gradients: ClassVar[tuple[str, ...]] = ("identity", "gain")
 
     def __init__(self, gradient: Gradient = "identity") -> None:

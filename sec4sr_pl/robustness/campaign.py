@@ -113,7 +113,7 @@ class Campaign:
             **extra,
             "weights": f"{key(*((name, sha256(content).hexdigest()) for name, content in weights)):016x}",
             "torch": torch.__version__,
-            "libraries": sorted({defense.library for defense in self.recognizer.defenses} - {""}),
+            "software": sorted({defense.software for defense in self.recognizer.defenses} - {""}),
             "recognizer": describe(self.recognizer),
             "attacks": {attack.name: repr(attack) for attack in self.attacks},
             "goal": self.goal,
