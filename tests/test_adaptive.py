@@ -7,6 +7,7 @@ import torch
 from conftest import MakeRecognizer
 from torch import Tensor
 
+from sec4sr_pl import audio
 from sec4sr_pl.attacks import APGD, FGSM, NES, PGD, Adaptive, CWinf, Objective
 from sec4sr_pl.attacks.worst import as_written
 from sec4sr_pl.defenses import Defense, FeCo, GaussianNoise, MedianSmoothing, Quantization
@@ -48,7 +49,7 @@ def test_it_is_never_weaker_than_the_oblivious_attack(defended: Recognizer, spee
     assert (weaker[standing] >= -1e-5).all()
     assert adaptive.achieved[~standing].all()
     assert ((adaptive.waveforms - waveforms).abs() <= attack.epsilon + 1e-7).all()
-    assert torch.equal(as_written(adaptive.waveforms, waveforms, attack.epsilon), adaptive.waveforms)  # as on the disk
+    assert all(audio.on_grid(row) for row in adaptive.waveforms)  # as on the disk
 
 
 @pytest.mark.parametrize("make", [MedianSmoothing, lambda: FeCo(start="uniform")], ids=["median", "feco"])
