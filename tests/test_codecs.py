@@ -108,7 +108,7 @@ def test_samples_between_the_16_bit_steps_are_rounded_and_loud_ones_clipped(code
 
 
 def broadband() -> Codec:
-    """Opus without loss of its own making, whose encoder is the same in all versions."""
+    """Opus at a bit rate at which the versions of its encoder agree."""
     return Opus(64_000)
 
 

@@ -87,17 +87,12 @@ class APGD(Attack):
     ) -> Tensor:
         """The iterate of the lowest margin over all starts."""
         best, lowest = waveforms.clone(), waveforms.new_full((len(waveforms),), torch.inf)
-        rows = self.rows(score, waveforms, labels, lengths, generator)
+        rows = Rows.of(score, labels, lengths, generator, clean=waveforms)
         for _ in range(max(1, self.restarts)):
             if not rows.keep(lowest[rows.index] > -torch.inf):
                 break
             self.descend(Rows(**vars(rows)), best, lowest, objective, objective, rows.labels)
         return best
-
-    @staticmethod
-    def rows(score: CountedScore, waveforms: Tensor, labels: Tensor, lengths: Tensor, generator: Generators) -> Rows:
-        """The utterances to work on."""
-        return Rows.of(score, labels, lengths, generator, clean=waveforms)
 
     def descend(
         self, rows: Rows, best: Tensor, lowest: Tensor, goal: Objective, direction: Objective, aims: Tensor
@@ -233,7 +228,7 @@ class TargetedAPGD(APGD):
     ) -> Tensor:
         """The iterate of the lowest margin over all candidates."""
         best, lowest = waveforms.clone(), waveforms.new_full((len(waveforms),), torch.inf)
-        rows = self.rows(score, waveforms, labels, lengths, generator)
+        rows = Rows.of(score, labels, lengths, generator, clean=waveforms)
         if not len(waveforms):
             return best
         candidates = labels.unsqueeze(1)

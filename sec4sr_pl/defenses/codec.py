@@ -23,8 +23,6 @@ Gradient = Literal["identity", "gain"]
 Samples = NDArray[np.int16]
 LONGEST_DELAY = 4_096
 """Samples; AAC of two frames has half of it."""
-
-
 WINDOW, HOP = 256, 64
 BANDS, FRAMES = 3, 9
 """Bins of 62.5 Hz and frames of 4 ms over which a gain is averaged."""
