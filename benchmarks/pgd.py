@@ -69,7 +69,7 @@ def by_torchattacks(recognizer: Recognizer, waveforms: Tensor, labels: Tensor) -
     """Torchattacks' PGD."""
     import torchattacks
 
-    model = FromUnitRange(NaiveAudioNet(recognizer).eval())
+    model = FromUnitRange(NaiveAudioNet(recognizer)).eval()
     attack = torchattacks.PGD(model, eps=0.001, alpha=0.0002, steps=10, random_start=False)
     images = (waveforms[:, None, None] + 1.0) / 2.0
     return lambda: 2.0 * attack(images, labels)[:, 0, 0] - 1.0

@@ -76,7 +76,7 @@ def by_torchattacks(recognizer: Recognizer, name: str, **settings: float) -> Att
     """An attack on audio shifted into [0, 1], where the ball is half as large."""
     import torchattacks
 
-    attack = getattr(torchattacks, name)(FromUnitRange(recognizer), **settings)
+    attack = getattr(torchattacks, name)(FromUnitRange(recognizer).eval(), **settings)
     return lambda x, y: 2.0 * attack((x[:, None, None] + 1.0) / 2.0, y)[:, 0, 0] - 1.0
 
 
@@ -115,6 +115,7 @@ def main(name: str) -> None:
         start = time.perf_counter()
         adversarial = waveforms.clone()  # only what is right is attacked
         adversarial[right] = make()(waveforms[right], labels[right]).detach()
+        assert not any(module.training for module in recognizer.modules())  # libraries may leave another mode behind
         with torch.no_grad():
             left = recognizer(adversarial).argmax(1) == labels
         change, size = adversarial - waveforms, (adversarial - waveforms).norm(dim=1)
