@@ -9,8 +9,10 @@ from sec4sr_pl.attacks.fakebob import FAKEBOB
 from sec4sr_pl.attacks.gradient import FGSM, PGD, CWinf
 from sec4sr_pl.attacks.minimal import FMN
 from sec4sr_pl.attacks.objective import Objective
+from sec4sr_pl.attacks.siren import SirenAttack
 from sec4sr_pl.attacks.source import NES, BackPropagation, GradientSource
 from sec4sr_pl.attacks.square import Square
+from sec4sr_pl.attacks.threshold import AssumedThreshold, ThresholdEstimate, estimate_threshold
 from sec4sr_pl.attacks.worst import WorstCase
 
 __all__ = [
@@ -22,6 +24,7 @@ __all__ = [
     "NES",
     "PGD",
     "Adaptive",
+    "AssumedThreshold",
     "Attack",
     "AttackResult",
     "AutoAttack",
@@ -30,7 +33,10 @@ __all__ = [
     "GradientSource",
     "Objective",
     "Score",
+    "SirenAttack",
     "Square",
     "TargetedAPGD",
+    "ThresholdEstimate",
     "WorstCase",
+    "estimate_threshold",
 ]

@@ -80,8 +80,7 @@ class NES(GradientSource):
     ) -> tuple[Tensor, Tensor]:
         """Scores and estimated gradient."""
         scores, total = score(waveforms, lengths), torch.zeros_like(waveforms)
-        at_a_time = CACHED_SAMPLES if waveforms.device.type == "cpu" else QUERIED_SAMPLES
-        pairs, most = self.samples // 2, max(1, at_a_time // max(1, 2 * waveforms.numel()))
+        pairs, most = self.samples // 2, max(1, copies_at_a_time(waveforms) // 2)
         for first in range(0, pairs, most):
             count = min(most, pairs - first)
             directions = normal(count, waveforms, lengths, generators)
@@ -90,6 +89,12 @@ class NES(GradientSource):
             losses = torch.stack([loss(part) for part in found.chunk(2 * count)])
             total += ((losses[:count] - losses[count:]).unsqueeze(2) * directions).sum(0)
         return scores, total / (self.samples * self.sigma)
+
+
+def copies_at_a_time(waveforms: Tensor) -> int:
+    """Copies of a (batch, time) that are scored together: what a CPU's cache or an accelerator's memory holds."""
+    at_a_time = CACHED_SAMPLES if waveforms.device.type == "cpu" else QUERIED_SAMPLES
+    return max(1, at_a_time // max(1, waveforms.numel()))
 
 
 BACK_PROPAGATION = BackPropagation()
