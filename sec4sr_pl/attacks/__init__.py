@@ -7,8 +7,10 @@ from sec4sr_pl.attacks.base import Attack, AttackResult, Score
 from sec4sr_pl.attacks.cw2 import CW2
 from sec4sr_pl.attacks.fakebob import FAKEBOB
 from sec4sr_pl.attacks.gradient import FGSM, PGD, CWinf
+from sec4sr_pl.attacks.kenansville import Kenansville
 from sec4sr_pl.attacks.minimal import FMN
 from sec4sr_pl.attacks.objective import Objective
+from sec4sr_pl.attacks.replicate import Replicate
 from sec4sr_pl.attacks.siren import SirenAttack
 from sec4sr_pl.attacks.source import NES, BackPropagation, GradientSource
 from sec4sr_pl.attacks.square import Square
@@ -31,7 +33,9 @@ __all__ = [
     "BackPropagation",
     "CWinf",
     "GradientSource",
+    "Kenansville",
     "Objective",
+    "Replicate",
     "Score",
     "SirenAttack",
     "Square",

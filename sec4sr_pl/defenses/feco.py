@@ -101,6 +101,8 @@ class Compression(FrameDefense):
         ValueError: a ratio outside (0, 1], or samples instead of frames.
     """
 
+    compresses = True
+
     def __init__(self, ratio: float, after: str) -> None:
         super().__init__(after)
         if not 0.0 < ratio <= 1.0:

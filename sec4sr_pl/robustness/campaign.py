@@ -235,7 +235,8 @@ class Campaign:
         victim = self.recognizer if self.adaptive else self.undefended
         result = attack(victim, batch.waveforms, labels, batch.lengths, self.objective, generator)
         paths = [self.audio(attack, i) for i in self.batches[index]]
-        originals = [row[:n].cpu() for row, n in zip(batch.waveforms, batch.lengths.tolist(), strict=True)]
+        compared = zip(*attack.present(batch.waveforms, batch.lengths), strict=True)  # as long as the result
+        originals = [row[:n].cpu() for row, n in compared]
         crafted = [row[:n].cpu() for row, n in zip(result.waveforms, result.lengths.tolist(), strict=True)]
         for path, adversarial, original in zip(paths, crafted, originals, strict=True):
             audio.write_adversarial(path, adversarial, original, attack.epsilon)
