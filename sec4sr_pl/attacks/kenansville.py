@@ -69,8 +69,8 @@ class SingularSpectrum(Decomposition):
         """The sum of the strongest components, brought up to date by those that it did not hold last time."""
         kept = max(1, math.floor(self.window * (1.0 - strength)))
         first, last = sorted((self.kept, kept))
-        for part in self.components[first:last].split(COMPONENTS):
-            response = torch.fft.rfft(part, self.time)
+        for index in range(first, last, COMPONENTS):
+            response = torch.fft.rfft(self.components[index : min(last, index + COMPONENTS)], self.time)
             courses = torch.fft.irfft(self.spectrum * response.conj(), self.time)[:, : self.time - self.window + 1]
             change = (torch.fft.rfft(courses, self.time) * response).sum(0)
             self.sum = self.sum + (change if kept > self.kept else -change)

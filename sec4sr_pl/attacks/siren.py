@@ -82,7 +82,7 @@ class SirenAttack(Attack):
             generator,
             low=(waveforms - reach).clamp_min(-1.0),
             high=(waveforms + reach).clamp_max(1.0),
-            checked=lowest,
+            checked=lowest.clone(),
         )
         for epoch in range(self.epochs):
             self.swarm(everyone, best, lowest, objective)
