@@ -22,7 +22,8 @@ from sec4sr_pl.data.base import Utterances
 from sec4sr_pl.data.manifest import label
 from sec4sr_pl.defenses import Defense
 from sec4sr_pl.robustness import Campaign, Summary, summarize
-from sec4sr_pl.robustness.plot import plot
+from sec4sr_pl.robustness.plot import plot, plot_queries
+from sec4sr_pl.robustness.queries import query_curves
 from sec4sr_pl.robustness.tables import write_summary
 from sec4sr_pl.robustness.targets import Goal
 from sec4sr_pl.robustness.terminal import show
@@ -119,6 +120,8 @@ def evaluate(
         return None
     summary = summarize(campaign)
     paths = [*write_summary(summary, campaign.output), plot(summary, campaign.output / "summary.png")]
+    if curves := query_curves(campaign):
+        paths.append(plot_queries(curves, campaign.output / "queries.png"))
     show(summary, paths, Console())
     return summary
 

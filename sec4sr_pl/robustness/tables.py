@@ -192,10 +192,15 @@ def summarize(campaign: Campaign) -> Summary:
     )
 
 
+def counted(records: Iterable[Record], was_correct: dict[str, bool]) -> list[Record]:
+    """The records that a success rate counts: decided correctly before, with a target that is not the speaker."""
+    return [record for record in records if was_correct[record["name"]] and record["target"] != record["label"]]
+
+
 def _row(attack: Attack, records: Sequence[Record], was_correct: dict[str, bool], perceptual: bool) -> Row:
     """The numbers of one attack; the distortion of one without a ball is that of its successes."""
-    counted = [record for record in records if was_correct[record["name"]] and record["target"] != record["label"]]
-    changed = records if math.isfinite(attack.epsilon) else [record for record in counted if record["achieved"]]
+    tried = counted(records, was_correct)
+    changed = records if math.isfinite(attack.epsilon) else [record for record in tried if record["achieved"]]
     measures: dict[str, dict[str, float | int | None]] = {
         measure: {
             "mean": mean(record[measure] for record in changed),
@@ -206,7 +211,7 @@ def _row(attack: Attack, records: Sequence[Record], was_correct: dict[str, bool]
     return Row(
         attack.name,
         Rate.of(record["correct"] for record in records),
-        Rate.of(record["achieved"] for record in counted),
+        Rate.of(record["achieved"] for record in tried),
         mean(record["correct_rate"] for record in records),
         measures,
         math.fsum(record["queries"] for record in records) / len(records),
