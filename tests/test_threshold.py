@@ -2,14 +2,18 @@
 
 import math
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from jsonargparse import ArgumentParser
+from test_campaign import fit, load, write_voices
 from test_strong_attacks import ROWS, Linear, seeded, shipped
 from torch import Tensor
 
-from sec4sr_pl.attacks import FAKEBOB, PGD, AssumedThreshold, Objective, Square, estimate_threshold
+from sec4sr_pl.attacks import FAKEBOB, PGD, AssumedThreshold, Attack, Objective, Square, estimate_threshold
+from sec4sr_pl.robustness import Campaign
 from sec4sr_pl.types import REJECT
 
 __all__ = ["shipped"]
@@ -168,6 +172,25 @@ def test_the_attack_of_a_black_box_from_estimate_to_success() -> None:
     result = attack(model, model.waveforms, labels, objective=model.objective, generator=seeded())
     assert result.achieved.all()
     assert attack.name == f"FAKEBOB-400x20-eps0.6-step0.02-assumes{found.threshold:g}"
+
+
+def test_in_a_campaign_told_by_yaml_the_recognizers_decision_judges(tmp_path: Path) -> None:
+    """The attack believes that nobody is recognized as it is, so it has nothing to do."""
+    data = load(write_voices(tmp_path / "voices"))
+    recognizer = fit(data)
+    recognizer.scorer.threshold.fill_(-50.0)
+    parser = ArgumentParser()
+    parser.add_argument("--attack", type=Attack)
+    inner = "{class_path: FAKEBOB, init_args: {steps: 1}}"
+    told = f"{{class_path: AssumedThreshold, init_args: {{attack: {inner}, threshold: 60}}}}"
+    attack = parser.instantiate_classes(parser.parse_args([f"--attack={told}"])).attack
+    assert repr(attack) == repr(AssumedThreshold(FAKEBOB(steps=1), 60.0))
+    campaign = Campaign(recognizer, data, [attack], tmp_path / "out", perceptual=False)
+    campaign.run()
+    records = list(campaign.records(attack.name))
+    assert {record["linf"] for record in records} == {0.0}
+    assert [record["decision"] for record in records] == [record["decision"] for record in campaign.records("benign")]
+    assert all(record["achieved"] is not record["correct"] for record in records)
 
 
 def test_what_has_no_meaning_is_refused() -> None:
