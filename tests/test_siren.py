@@ -80,6 +80,24 @@ def test_an_utterance_without_progress_ends_its_epochs_and_leaves() -> None:
     assert result.queries.tolist() == [11 * 11 * 2 + 1] * 2  # epochs of 10 steps and the start, at last the eleventh
 
 
+@pytest.mark.parametrize(
+    ("epochs", "steps", "stalled", "moving"),
+    [(1, 30, 11, 31), (14, 1, 11 * 2, 14 * 2)],
+    ids=["within an epoch", "over epochs"],
+)
+def test_an_utterance_stalls_by_itself(epochs: int, steps: int, stalled: int, moving: int) -> None:
+    """Fault L12: a stop by the batch's mean ends, or keeps, both. Their lengths tell the two utterances apart."""
+
+    def score(w: Tensor, lengths: Tensor) -> Tensor:
+        slope = torch.where(lengths < w.shape[1], 0.0, 1e-3)  # so that a thousand samples have far to go
+        return torch.stack([2.0 + slope * w.sum(1), 0.0 * slope], 1)
+
+    result = SirenAttack(1.0, particles=4, epochs=epochs, steps=steps)(
+        score, torch.zeros(2, 1_000), torch.tensor([0, 0]), torch.tensor([999, 1_000]), generator=seeded()
+    )
+    assert result.queries.tolist() == [4 * stalled + 1, 4 * moving + 1]
+
+
 @pytest.mark.parametrize("draws", [1, 2])
 def test_a_row_ends_by_itself_whatever_becomes_of_its_mates(draws: int) -> None:
     model = Linear("CSI", targeted=False)
