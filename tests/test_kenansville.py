@@ -9,6 +9,7 @@ import torch
 from test_strong_attacks import GOALS, TASKS, Linear, Noisy, seeded, shipped
 from torch import Tensor
 
+from sec4sr_pl import audio
 from sec4sr_pl.attacks import Kenansville, Objective
 from sec4sr_pl.attacks.kenansville import FourierSpectrum, SingularSpectrum, lag_covariance
 
@@ -153,6 +154,17 @@ def test_what_leaves_the_range_is_judged_as_it_will_be_heard() -> None:
     assert FourierSpectrum(waveforms[0]).without(0.5).abs().max() > 1.1
     Kenansville()(score, waveforms, torch.tensor([0]))
     assert max(seen) == 1.0
+
+
+@METHODS
+def test_what_is_found_is_judged_as_a_file_will_hold_it(method: Any) -> None:
+    """The end of a bisection lies at the border, on either side of which rounding may put it."""
+    waveforms = audio.round_inside_ball(signal(400).float(), torch.zeros(400), math.inf).unsqueeze(0)
+    for part in (0.92, 0.94, 0.96, 0.98):
+        model = Energy(part * float(waveforms.square().mean()))
+        result = Kenansville(method)(model, waveforms, torch.zeros(1, dtype=torch.int64))
+        assert result.achieved.all()
+        assert audio.on_grid(result.waveforms[0])
 
 
 def test_with_draws_a_success_is_no_lucky_draw() -> None:

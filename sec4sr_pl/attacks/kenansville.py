@@ -12,6 +12,7 @@ from torch.nn import functional
 from sec4sr_pl.attacks.base import Attack, CountedScore, Generators
 from sec4sr_pl.attacks.objective import Objective
 from sec4sr_pl.attacks.rows import Rows
+from sec4sr_pl.attacks.worst import as_written
 
 LONGEST_WINDOW = 3_000
 """Samples of the longest window of singular spectrum analysis."""
@@ -104,7 +105,8 @@ class Kenansville(Attack):
 
     Bisects each utterance's strength in [0, 1] from the middle: where the goal is achieved, with the objective's
     confidence and in every draw, less is left out, elsewhere more. Returns the least changed waveform that achieved it,
-    or the utterance itself. One that needs no change leaves at once.
+    or the utterance itself. One that needs no change leaves at once. Waveforms are judged as a file will hold them: the
+    end of a bisection lies so close to the border that rounding to 16 bits would undo it.
 
     "fft" removes the bins of the utterance's spectrum whose magnitude is below `strength` times the highest. "ssa"
     keeps the part 1 - `strength` of its principal components (`SingularSpectrum`): about 20 s a long utterance on a
@@ -148,7 +150,7 @@ class Kenansville(Attack):
     ) -> Tensor:
         """The least changed achieving waveform of each utterance, or the utterance itself."""
         best, time = waveforms.clone(), waveforms.shape[1]
-        rows = Rows.of(score, labels, lengths, generator, x=waveforms)
+        rows = Rows.of(score, labels, lengths, generator, clean=waveforms, x=waveforms)
         if not rows.keep(~self.look(rows, objective)):
             return best
         decompose = DECOMPOSITIONS[self.method]
@@ -157,7 +159,8 @@ class Kenansville(Attack):
         for _ in range(self.rounds):
             strength = (low + high) / 2.0
             left = [spectrum.without(part) for spectrum, part in zip(spectra, strength.tolist(), strict=True)]
-            rows.x = torch.stack([functional.pad(row, (0, time - len(row))) for row in left]).clamp(-1.0, 1.0)
+            found = torch.stack([functional.pad(row, (0, time - len(row))) for row in left]).clamp(-1.0, 1.0)
+            rows.x = as_written(found, rows.clean, self.epsilon)
             achieved = self.look(rows, objective)
             best[rows.index[achieved]] = rows.x[achieved]
             low, high = torch.where(achieved, low, strength), torch.where(achieved, strength, high)

@@ -27,7 +27,7 @@ class SirenAttack(Attack):
     uniform in [0, 1) for each sample. Each epoch draws the swarm anew around the best place so far, which is the
     utterance itself at first. An utterance stops by itself: an epoch whose lowest margin stalls for 10 steps ends, an
     utterance that stalls for 10 epochs, or whose goal is achieved, with the objective's confidence and in every draw,
-    leaves. It returns the waveform of the lowest margin. Memory: three copies of the batch a particle. Numbers are
+    leaves. It returns the waveform of the lowest margin. Memory: five copies of the batch a particle. Numbers are
     drawn where the generators live, by default on the CPU. Host synchronizations: two a step.
 
     Args:
