@@ -23,7 +23,7 @@ def count_windows(lengths: Tensor) -> Tensor:
 
 
 class GE2E(nn.Module):
-    """Three LSTM layers and a ReLU over windows of 160 frames; the mean of their unit vectors, (batch, 256), again unit.
+    """Three LSTM layers and a ReLU over windows of 160 frames, and the mean: (batch, 256) unit vectors.
 
     Windows begin every 77 frames. The last hears silence past the utterance's end; it is left out, unless it is the
     only one, where the utterance covers less than three quarters of it.
@@ -70,7 +70,7 @@ class GE2E(nn.Module):
         count, most = count_windows(lengths), int(count_windows(torch.tensor(frames.shape[1])))
         silence = max(0, (most - 1) * STEP + FRAMES - frames.shape[1])
         windows = functional.pad(mask_padding(frames, lengths), (0, 0, 0, silence)).unfold(1, FRAMES, STEP)[:, :most]
-        units = self.embed(windows.flatten(0, 1).transpose(1, 2)).unflatten(0, (-1, most))
+        units = self.embed(windows.flatten(0, 1).transpose(1, 2)).reshape(len(frames), most, -1)
         mean = (units * valid_mask(count, most).unsqueeze(2)).sum(1) / count.unsqueeze(1)
         return functional.normalize(mean)
 
