@@ -818,7 +818,7 @@ def test_every_evaluation_config_gives_the_arguments_of_an_evaluation(
 
 
 def test_every_config_is_tested() -> None:
-    tested = {"train", "cluster", "model", "data", "adversary", "evaluate"}
+    tested = {"train", "cluster", "model", "data", "adversary", "evaluate", "enroll"}
     assert {path.relative_to(CONFIGS).parts[0] for path in CONFIGS.rglob("*.yaml")} <= tested
     assert all(len(path.relative_to(CONFIGS).parts) == 2 for path in CONFIGS.rglob("*.yaml"))
 

@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Sequence
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from pytorch_lightning import LightningDataModule
@@ -147,6 +147,9 @@ class SpeakerData(LightningDataModule):
         ValueError: a parameter outside its range.
     """
 
+    open_set: ClassVar[bool] = False
+    """Speakers who are not enrolled belong to the data, as imposters; otherwise they are a mistake."""
+
     def __init__(
         self,
         root: Path | None = None,
@@ -218,9 +221,9 @@ class SpeakerData(LightningDataModule):
         return train if part == "train" else development
 
     def dataset(self, part: str) -> Utterances:
-        """Whole utterances of a part, with labels that index `speakers`."""
+        """Whole utterances of a part, with labels that index `speakers`; imposters are `REJECT`."""
         utterances = self.utterances(part)
-        return Utterances(utterances, label(utterances, self.speakers), self.resample)
+        return Utterances(utterances, label(utterances, self.speakers, not self.open_set), self.resample)
 
     def train_dataloader(self) -> DataLoader[Item]:
         """Crops of one length, in an order drawn from (seed, epoch); every process gets as many batches."""
