@@ -27,6 +27,7 @@ from sec4sr_pl.robustness.queries import query_curves
 from sec4sr_pl.robustness.tables import write_summary
 from sec4sr_pl.robustness.targets import Goal
 from sec4sr_pl.robustness.terminal import show
+from sec4sr_pl.scoring import EnrolledScorer
 from sec4sr_pl.types import SAMPLE_RATE
 
 
@@ -62,7 +63,7 @@ def evaluate(
         attacks: e.g. '[FGSM, PGD, {class_path: PGD, init_args: {steps: 100}}]'.
         output: folder of the records, the adversarial audio and the summary.
         part: which utterances.
-        defenses: instead of the checkpoint's own; [] for none.
+        defenses: instead of the checkpoint's own; [] for none. Not where speakers are enrolled through them.
         adaptive: attack through the defenses; false crafts on the undefended recognizer (oblivious).
         goal: untargeted, or a target for each utterance: random, hardest or simplest.
         limit: utterances, spread evenly over the manifest; default: all.
@@ -88,6 +89,11 @@ def evaluate(
     fabric = processes(accelerator, devices, num_nodes)
     recognizer = load_recognizer(checkpoint, trusted)
     if defenses is not None:
+        if isinstance(recognizer.scorer, EnrolledScorer):
+            raise ValueError(
+                "Speakers are enrolled and the threshold is set through the defenses: make another checkpoint with "
+                f"python -m sec4sr_pl.enrollment --checkpoint {checkpoint} --defenses ..."
+            )
         recognizer = recognizer.with_defenses(defenses)
     speakers = recognizer.scorer.speakers
     data.connect(speakers)
@@ -98,7 +104,8 @@ def evaluate(
     if max_seconds is not None:
         samples = round(max_seconds * SAMPLE_RATE)
         utterances = [u._replace(frames=min(u.frames, samples)) for u in utterances]
-    labels = label(utterances, speakers, closed=bool(recognizer.scorer.threshold == -torch.inf))
+    closed = bool(recognizer.scorer.threshold == -torch.inf)
+    labels = label(utterances, speakers, closed and not data.open_set)
     campaign = Campaign(
         recognizer.to(fabric.device),
         Utterances(utterances, labels, data.resample),

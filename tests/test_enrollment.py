@@ -142,9 +142,13 @@ def test_a_ready_recognizer_comes_out(recognizer: Recognizer, long: Path) -> Non
     assert calibration is not None
     assert recognizer.scorer.speakers == data.speakers == ("ann", "bob")
     assert float(recognizer.scorer.threshold) == pytest.approx(calibration.threshold)
-    assert calibration.nontargets == 4
-    embeddings = embed(recognizer, data.dataset("enroll"), batch_size=2)
-    assert_close(embeddings, torch.cat([recognizer.embed(w[None]) for w, _, _ in data.dataset("enroll")]))
+    parts = [data.dataset(part) for part in ("enroll", "calibration")]
+    own, others = (torch.cat([recognizer.embed(waveform[None]) for waveform, _, _ in part]) for part in parts)
+    assert_close(embed(recognizer, parts[0], batch_size=2), own)
+    scores = torch.cat([held_out_scores(Cosine(), own, ["ann"] * 2 + ["bob"] * 3), recognizer.scorer(others)])
+    expected = calibrate(scores, torch.tensor([0, 0, 1, 1, 1] + [REJECT] * 4), "OSI")
+    assert calibration == pytest.approx(expected, abs=1e-6)
+    assert not torch.allclose(recognizer.scorer(own), scores[:5], atol=1e-4)
 
 
 def test_the_test_set_has_no_say(recognizer: Recognizer, long: Path) -> None:

@@ -1,6 +1,6 @@
 """A data module over folders of speakers: crops for training, whole utterances for everything else."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import islice
 from pathlib import Path
 from typing import Any, ClassVar
@@ -24,7 +24,7 @@ Item = tuple[Tensor, int, str]
 class Utterances(Dataset[Item]):
     """Whole utterances, in manifest order."""
 
-    def __init__(self, utterances: Sequence[Utterance], labels: Sequence[int], resample: bool = False) -> None:
+    def __init__(self, utterances: Iterable[Utterance], labels: Iterable[int], resample: bool = False) -> None:
         self.utterances, self.labels, self.resample = list(utterances), list(labels), resample
 
     def __len__(self) -> int:

@@ -9,6 +9,7 @@ import math
 import os
 from collections.abc import Callable, Iterator, Sequence
 from hashlib import sha256
+from itertools import compress
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,7 @@ from sec4sr_pl.data.base import Utterances, collate
 from sec4sr_pl.draws import key
 from sec4sr_pl.recognizer import Ensemble, Recognizer
 from sec4sr_pl.robustness.targets import Goal, choose_targets
-from sec4sr_pl.types import Batch
+from sec4sr_pl.types import REJECT, Batch
 
 Record = dict[str, Any]
 BENIGN = "benign"
@@ -48,7 +49,8 @@ def write_text(path: Path, text: str) -> None:
 class Campaign:
     """Attacks on a recognizer over a list of utterances, recorded under a folder.
 
-    The success of an attack is measured on the file that it left behind, read again.
+    The success of an attack is measured on the file that it left behind, read again. A closed set rejects nobody:
+    utterances with the label `REJECT` are then left out, and counted.
 
     Args:
         recognizer: the system under test, with its defenses, on the device that shall do the work.
@@ -85,8 +87,12 @@ class Campaign:
         names = [attack.name for attack in attacks]
         if len(set(names)) < len(names) or BENIGN in names:
             raise CampaignError(f"Expected attacks with names of their own, got {', '.join(names)}")
+        self.threshold = float(recognizer.scorer.threshold)
+        decidable = [self.threshold > -math.inf or label != REJECT for label in data.labels]
+        self.excluded = decidable.count(False)
+        data = Utterances(compress(data.utterances, decidable), compress(data.labels, decidable), data.resample)
         if not len(data):
-            raise CampaignError("Expected at least one utterance, got none")
+            raise CampaignError(f"Expected at least one utterance, got none ({self.excluded} of imposters left out)")
         if batch_size < 1 or draws < 1:
             raise CampaignError(f"Expected batch_size and draws >= 1, got {batch_size} and {draws}")
         shortest = min(data.utterances, key=lambda utterance: utterance.frames)
@@ -100,7 +106,6 @@ class Campaign:
         self.data, self.attacks, self.output = data, list(attacks), Path(output)
         self.goal, self.adaptive, self.batch_size, self.seed = goal, adaptive, batch_size, seed
         self.draws, self.perceptual = draws, perceptual
-        self.threshold = float(recognizer.scorer.threshold)
         self.objective = Objective(self.threshold, targeted=goal != "untargeted")
         self.defenses = describe(recognizer.defenses)
         self.identity = self._identity(identity or {})
@@ -124,6 +129,7 @@ class Campaign:
             "draws": self.draws,
             "perceptual": self.perceptual,
             "utterances": len(utterances),
+            "excluded": self.excluded,
             "manifest": f"{key(*utterances):016x}",
         }
 

@@ -221,6 +221,8 @@ def _row(attack: Attack, records: Sequence[Record], was_correct: dict[str, bool]
 def notes(campaign: Campaign, rows: Sequence[Row], unchanged: Sequence[int]) -> list[str]:
     """What a reader must know before believing the table; `unchanged` utterances withstood each attack untouched."""
     found = []
+    if campaign.excluded:
+        found.append(f"{campaign.excluded} utterances of imposters were left out: a closed set rejects nobody.")
     if free := [attack.name for attack in campaign.attacks if not math.isfinite(attack.epsilon)]:
         found.append(
             f"{', '.join(free)}: no ball, so not in the worst case and in R1; read how much a success changed "
