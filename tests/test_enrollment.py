@@ -5,11 +5,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import soundfile
 import torch
 from conftest import MakeRecognizer
 from sklearn.metrics import confusion_matrix, roc_curve
-from test_spk10 import root as root  # the fixture
+from test_spk10 import recognizer as recognizer  # fixtures
+from test_spk10 import root as root
+from test_spk10 import voices as voices
 from torch.testing import assert_close
 
 from sec4sr_pl.checkpoint import load_recognizer, save_recognizer
@@ -30,24 +31,6 @@ from sec4sr_pl.types import REJECT
 
 SCORES = torch.tensor([[0.9, 0.1], [0.2, 0.3], [0.6, 0.4], [0.5, 0.8], [0.7, 0.2]])
 LABELS = torch.tensor([0, 1, 1, REJECT, REJECT])
-
-
-@pytest.fixture
-def recognizer(make_recognizer: MakeRecognizer) -> Recognizer:
-    """AudioNet's embeddings, nobody enrolled."""
-    trained = make_recognizer()
-    return Recognizer(trained.features, trained.backbone, Cosine()).eval()
-
-
-@pytest.fixture
-def long(root: Path) -> Path:
-    """The data of Spk10 in utterances of 0.3 s, long enough for AudioNet."""
-    for index, path in enumerate(sorted(root.glob("Spk10_*/*/*.wav"))):
-        time = torch.arange(4_800) / 16_000
-        pitch = 100 + 40 * (sum(path.parent.name.encode()) % 7)
-        noise = torch.randn(4_800, generator=torch.Generator().manual_seed(index))
-        soundfile.write(path, (0.3 * torch.sin(6.2832 * pitch * time).sign() + 0.05 * noise).numpy() / 2, 16_000)
-    return root
 
 
 # metrics
@@ -136,8 +119,8 @@ def test_a_held_out_score_is_that_against_the_other_utterances() -> None:
 # enrollment
 
 
-def test_a_ready_recognizer_comes_out(recognizer: Recognizer, long: Path) -> None:
-    data = Spk10(long)
+def test_a_ready_recognizer_comes_out(recognizer: Recognizer, voices: Path) -> None:
+    data = Spk10(voices)
     calibration = enroll(recognizer, data)
     assert calibration is not None
     assert recognizer.scorer.speakers == data.speakers == ("ann", "bob")
@@ -151,30 +134,34 @@ def test_a_ready_recognizer_comes_out(recognizer: Recognizer, long: Path) -> Non
     assert not torch.allclose(recognizer.scorer(own), scores[:5], atol=1e-4)
 
 
-def test_the_test_set_has_no_say(recognizer: Recognizer, long: Path) -> None:
-    first = enroll(recognizer, Spk10(long))
-    for path in [*long.glob("Spk10_test/*/*"), *long.glob("Spk10_imposter/26/*"), *long.glob("Spk10_imposter/1034/*")]:
-        path.write_bytes((long / "Spk10_enroll" / "ann" / "enroll-ann-0.wav").read_bytes())
-    assert enroll(recognizer, Spk10(long)) == first
-    (imposter,) = long.glob("Spk10_imposter/8/*-0.wav")
-    imposter.write_bytes((long / "Spk10_enroll" / "ann" / "enroll-ann-0.wav").read_bytes())
-    changed = enroll(recognizer, Spk10(long))
+def test_the_test_set_has_no_say(recognizer: Recognizer, voices: Path) -> None:
+    first = enroll(recognizer, Spk10(voices))
+    for path in [
+        *voices.glob("Spk10_test/*/*"),
+        *voices.glob("Spk10_imposter/26/*"),
+        *voices.glob("Spk10_imposter/1034/*"),
+    ]:
+        path.write_bytes((voices / "Spk10_enroll" / "ann" / "enroll-ann-0.wav").read_bytes())
+    assert enroll(recognizer, Spk10(voices)) == first
+    (imposter,) = voices.glob("Spk10_imposter/8/*-0.wav")
+    imposter.write_bytes(other)
+    changed = enroll(recognizer, Spk10(voices))
     assert changed is not None and changed != first
 
 
-def test_a_closed_set_has_no_threshold_and_forgets_one(recognizer: Recognizer, long: Path) -> None:
-    enroll(recognizer, Spk10(long))
+def test_a_closed_set_has_no_threshold_and_forgets_one(recognizer: Recognizer, voices: Path) -> None:
+    enroll(recognizer, Spk10(voices))
     assert recognizer.scorer.threshold > -torch.inf
-    assert enroll(recognizer, Spk10(long), task="CSI") is None
+    assert enroll(recognizer, Spk10(voices), task="CSI") is None
     assert recognizer.scorer.threshold == -torch.inf
 
 
-def test_a_defended_recognizer_enrolls_and_calibrates_through_its_defense(recognizer: Recognizer, long: Path) -> None:
-    plain = enroll(recognizer, Spk10(long))
+def test_a_defended_recognizer_enrolls_and_calibrates_through_its_defense(recognizer: Recognizer, voices: Path) -> None:
+    plain = enroll(recognizer, Spk10(voices))
     defended = recognizer.with_defenses([Quantization()])
-    calibration = enroll(defended, Spk10(long))
+    calibration = enroll(defended, Spk10(voices))
     assert calibration != plain
-    waveforms = torch.stack([waveform for waveform, _, _ in Spk10(long).dataset("enroll")])
+    waveforms = torch.stack([waveform for waveform, _, _ in Spk10(voices).dataset("enroll")])
     rounded = (waveforms * 64).round() / 64  # step 512 of 32,768
     direct = recognizer.embed(rounded)
     other = Cosine()
@@ -182,25 +169,25 @@ def test_a_defended_recognizer_enrolls_and_calibrates_through_its_defense(recogn
     assert_close(defended.scorer.models, other.models, rtol=1e-4, atol=1e-4)
 
 
-def test_a_randomized_defense_gives_the_same_threshold_again(recognizer: Recognizer, long: Path) -> None:
+def test_a_randomized_defense_gives_the_same_threshold_again(recognizer: Recognizer, voices: Path) -> None:
     defended = recognizer.with_defenses([GaussianNoise()])
-    results = [enroll(defended, Spk10(long), seed=seed) for seed in (0, 0, 1)]
+    results = [enroll(defended, Spk10(voices), seed=seed) for seed in (0, 0, 1)]
     assert results[0] == results[1] != results[2]
 
 
-def test_a_classifier_head_has_no_enrollment(make_recognizer: MakeRecognizer, long: Path) -> None:
+def test_a_classifier_head_has_no_enrollment(make_recognizer: MakeRecognizer, voices: Path) -> None:
     with pytest.raises(ValueError, match="ClosedSet has no enrollment: expected a scorer such as Cosine"):
-        enroll(make_recognizer(), Spk10(long))
+        enroll(make_recognizer(), Spk10(voices))
 
 
 # the command
 
 
 def test_a_folder_and_a_trained_network_make_a_recognizer(
-    make_recognizer: MakeRecognizer, long: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    make_recognizer: MakeRecognizer, voices: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     save_recognizer(make_recognizer(), tmp_path / "trained.ckpt")
-    flags = [f"--checkpoint={tmp_path / 'trained.ckpt'}", "--data=Spk10", f"--data.root={long}"]
+    flags = [f"--checkpoint={tmp_path / 'trained.ckpt'}", "--data=Spk10", f"--data.root={voices}"]
     main([*flags, "--scorer=Cosine", "--defenses=[Quantization]", f"--output={tmp_path / 'ready.ckpt'}"])
     shown = capsys.readouterr().out
     ready = load_recognizer(tmp_path / "ready.ckpt")
@@ -221,12 +208,12 @@ def test_what_its_user_can_mend_is_one_line(
     flags: list[str],
     said: str,
     make_recognizer: MakeRecognizer,
-    long: Path,
+    voices: Path,
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     save_recognizer(make_recognizer(), tmp_path / "trained.ckpt")
-    common = ["--data=Spk10", f"--data.root={long}", f"--output={tmp_path / 'ready.ckpt'}"]
+    common = ["--data=Spk10", f"--data.root={voices}", f"--output={tmp_path / 'ready.ckpt'}"]
     with pytest.raises(SystemExit) as stop:
         main([*common, *(flag.format(place=tmp_path) for flag in flags)])
     shown = capsys.readouterr().err
@@ -238,8 +225,8 @@ CONFIGS = Path(__file__).parents[1] / "configs" / "enroll"
 
 
 @pytest.mark.parametrize("config", [pytest.param(path, id=path.name) for path in sorted(CONFIGS.glob("*.yaml"))])
-def test_every_enrollment_config_makes_a_recognizer(config: Path, long: Path, tmp_path: Path) -> None:
+def test_every_enrollment_config_makes_a_recognizer(config: Path, voices: Path, tmp_path: Path) -> None:
     if find_spec("resemblyzer") is None:
         pytest.skip("needs the weights: pip install --no-deps resemblyzer")
-    main([f"--config={config}", f"--data.root={long}", f"--output={tmp_path / 'ready.ckpt'}"])
+    main([f"--config={config}", f"--data.root={voices}", f"--output={tmp_path / 'ready.ckpt'}"])
     assert load_recognizer(tmp_path / "ready.ckpt").scorer.speakers == ("ann", "bob")

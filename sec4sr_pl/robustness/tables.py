@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 from sec4sr_pl.attacks import Adaptive, Attack
 from sec4sr_pl.metrics import r1_score, wilson_interval
 from sec4sr_pl.robustness.campaign import BENIGN, Campaign, Record, write_text
+from sec4sr_pl.types import REJECT
 
 EXACT = ("l2", "linf", "snr")
 MEASURES = (*EXACT, "pesq", "stoi")
@@ -49,6 +50,8 @@ class Row(NamedTuple):
     """Utterances still decided correctly."""
     success: Rate
     """The goal reached, among utterances that were decided correctly before and whose target is not their speaker."""
+    directions: dict[str, Rate]
+    """In an open set: those who were decided correctly before and are now wrongly accepted, rejected, or confused."""
     accuracy_over_draws: float | None
     """Mean accuracy over fresh draws of a randomized recognizer."""
     measures: dict[str, dict[str, float | int | None]]
@@ -70,6 +73,11 @@ class Summary(NamedTuple):
     goal: str
     notes: list[str]
 
+    @property
+    def directions(self) -> list[str]:
+        """The ways in which an attack succeeds; none in a closed set."""
+        return list(self.rows[0].directions) if self.rows else []
+
     def to_json(self) -> str:
         """All numbers, fractions."""
         plain: dict[str, Any] = {
@@ -77,7 +85,12 @@ class Summary(NamedTuple):
             "benign": self.benign._asdict(),
             "worst": self.worst._asdict(),
             "rows": [
-                {**row._asdict(), "accuracy": row.accuracy._asdict(), "success": row.success._asdict()}
+                {
+                    **row._asdict(),
+                    "accuracy": row.accuracy._asdict(),
+                    "success": row.success._asdict(),
+                    "directions": {name: rate._asdict() for name, rate in row.directions.items()},
+                }
                 for row in self.rows
             ],
         }
@@ -89,8 +102,9 @@ class Summary(NamedTuple):
         writer = csv.writer(text, lineterminator="\n")
         rates = [f"{name}{part}" for name in ("accuracy", "success") for part in ("", "_k", "_n", "_low", "_high")]
         failures = [f"{name}_undefined" for name in MEASURES]
-        writer.writerow(["attack", *rates, "accuracy_over_draws", "queries", *MEASURES, *failures])
-        nothing = [""] * (2 + 2 * len(MEASURES))
+        ways = [f"{name}{part}" for name in self.directions for part in ("", "_k", "_n", "_low", "_high")]
+        writer.writerow(["attack", *rates, "accuracy_over_draws", "queries", *MEASURES, *failures, *ways])
+        nothing = [""] * (2 + 2 * len(MEASURES) + len(ways))
 
         def cells(rate: Rate) -> list[Any]:
             return [rate.value, rate.successes, rate.trials, rate.low, rate.high]
@@ -108,6 +122,7 @@ class Summary(NamedTuple):
                     row.queries,
                     *means,
                     *undefined,
+                    *(cell for rate in row.directions.values() for cell in cells(rate)),
                 ]
             )
         writer.writerow(["worst case", *cells(self.worst), *[""] * 5, *nothing])
@@ -117,9 +132,10 @@ class Summary(NamedTuple):
         """A table for people, percentages with intervals, and the notes below."""
         randomized = self.benign_over_draws is not None
         titles = ["attack", "accuracy % [95 %]", *(["over draws %"] if randomized else [])]
-        titles += ["success % of n [95 %]", "n", "L2", "Linf", "SNR dB", "PESQ", "STOI", "undefined", "queries"]
+        titles += ["success % of n [95 %]", "n", *(f"{name} % [95 %]" for name in self.directions)]
+        titles += ["L2", "Linf", "SNR dB", "PESQ", "STOI", "undefined", "queries"]
         lines = [titles, ["---"] * len(titles)]
-        blank = ["-"] * 9
+        blank = ["-"] * (9 + len(self.directions))
 
         def drawn(value: float | None) -> list[str]:
             return [shown(None if value is None else 100 * value, 1)] if randomized else []
@@ -138,6 +154,7 @@ class Summary(NamedTuple):
                     *drawn(row.accuracy_over_draws),
                     str(row.success),
                     str(row.success.trials),
+                    *map(str, row.directions.values()),
                     *means,
                     undefined or "0",
                     f"{row.queries:.0f}",
@@ -161,18 +178,27 @@ def mean(values: Iterable[float | None]) -> float | None:
     return math.fsum(present) / len(present) if present else None
 
 
-def summarize(campaign: Campaign) -> Summary:
-    """Read a finished campaign's records.
+def gather(campaigns: Sequence[Campaign], name: str) -> list[Record]:
+    """The records of several campaigns, each named after its campaign too."""
+    return [
+        {**record, "name": f"{index}/{record['name']}"}
+        for index, campaign in enumerate(campaigns)
+        for record in campaign.records(name)
+    ]
+
+
+def summarize(*campaigns: Campaign) -> Summary:
+    """Read the records of a finished campaign, or of several with the same settings, counted together.
 
     Raises:
         CampaignError: a unit that is not there.
     """
-    benign = list(campaign.records(BENIGN))
+    campaign, benign = campaigns[0], gather(campaigns, BENIGN)
     was_correct = {record["name"]: record["correct"] for record in benign}
     rows, unchanged, accuracies, still_correct = [], [], [], dict(was_correct)
     for attack in campaign.attacks:
-        records = list(campaign.records(attack.name))
-        row = _row(attack, records, was_correct, campaign.perceptual)
+        records = gather(campaigns, attack.name)
+        row = _row(attack, records, was_correct, campaign)
         rows.append(row)
         unchanged.append(sum(record["linf"] == 0 and not record["achieved"] for record in records))
         if math.isfinite(attack.epsilon):  # what may change anything as far as it likes is no measure beside the others
@@ -197,9 +223,9 @@ def counted(records: Iterable[Record], was_correct: dict[str, bool]) -> list[Rec
     return [record for record in records if was_correct[record["name"]] and record["target"] != record["label"]]
 
 
-def _row(attack: Attack, records: Sequence[Record], was_correct: dict[str, bool], perceptual: bool) -> Row:
+def _row(attack: Attack, records: Sequence[Record], was_correct: dict[str, bool], campaign: Campaign) -> Row:
     """The numbers of one attack; the distortion of one without a ball is that of its successes."""
-    tried = counted(records, was_correct)
+    perceptual, tried = campaign.perceptual, counted(records, was_correct)
     changed = records if math.isfinite(attack.epsilon) else [record for record in tried if record["achieved"]]
     measures: dict[str, dict[str, float | int | None]] = {
         measure: {
@@ -212,10 +238,22 @@ def _row(attack: Attack, records: Sequence[Record], was_correct: dict[str, bool]
         attack.name,
         Rate.of(record["correct"] for record in records),
         Rate.of(record["achieved"] for record in tried),
+        {} if campaign.threshold == -math.inf else directions(records, was_correct),
         mean(record["correct_rate"] for record in records),
         measures,
         math.fsum(record["queries"] for record in records) / len(records),
     )
+
+
+def directions(records: Sequence[Record], was_correct: dict[str, bool]) -> dict[str, Rate]:
+    """Imposters who are accepted, enrolled speakers who are rejected, and who are taken for another."""
+    before = [(record["label"], record["decision"]) for record in records if was_correct[record["name"]]]
+    enrolled = [(label, decision) for label, decision in before if label != REJECT]
+    return {
+        "accepted": Rate.of(decision != REJECT for label, decision in before if label == REJECT),
+        "rejected": Rate.of(decision == REJECT for _, decision in enrolled),
+        "confused": Rate.of(decision not in (REJECT, label) for label, decision in enrolled),
+    }
 
 
 def notes(campaign: Campaign, rows: Sequence[Row], unchanged: Sequence[int]) -> list[str]:
