@@ -136,12 +136,10 @@ def test_a_ready_recognizer_comes_out(recognizer: Recognizer, voices: Path) -> N
 
 def test_the_test_set_has_no_say(recognizer: Recognizer, voices: Path) -> None:
     first = enroll(recognizer, Spk10(voices))
-    for path in [
-        *voices.glob("Spk10_test/*/*"),
-        *voices.glob("Spk10_imposter/26/*"),
-        *voices.glob("Spk10_imposter/1034/*"),
-    ]:
-        path.write_bytes((voices / "Spk10_enroll" / "ann" / "enroll-ann-0.wav").read_bytes())
+    other = (voices / "Spk10_enroll" / "ann" / "enroll-ann-0.wav").read_bytes()
+    for pattern in ("Spk10_test/*/*", "Spk10_imposter/26/*", "Spk10_imposter/1034/*"):
+        for path in voices.glob(pattern):
+            path.write_bytes(other)
     assert enroll(recognizer, Spk10(voices)) == first
     (imposter,) = voices.glob("Spk10_imposter/8/*-0.wav")
     imposter.write_bytes(other)

@@ -688,6 +688,7 @@ def tiny_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
             soundfile.write(folder / f"s{speaker}u{utterance}.wav", wave.numpy(), SAMPLE_RATE, subtype="PCM_16")
     shutil.copytree(root / "train", root / "Spk251_train")
     shutil.copytree(root / "test", root / "Spk251_test")
+    shutil.copytree(root / "train", root / "Spk10_enroll")
     return root
 
 

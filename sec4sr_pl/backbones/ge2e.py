@@ -23,7 +23,7 @@ def count_windows(lengths: Tensor) -> Tensor:
 
 
 class GE2E(nn.Module):
-    """Three LSTM layers and a ReLU over windows of 160 frames, and the mean: (batch, 256) unit vectors.
+    """Three LSTM layers, a ReLU, a unit vector for each window of 160 frames; their mean, (batch, 256), is unit too.
 
     Windows begin every 77 frames. The last hears silence past the utterance's end; it is left out, unless it is the
     only one, where the utterance covers less than three quarters of it.

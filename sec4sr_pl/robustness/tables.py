@@ -4,8 +4,9 @@ import csv
 import io
 import json
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 from sec4sr_pl.attacks import Adaptive, Attack
@@ -50,14 +51,14 @@ class Row(NamedTuple):
     """Utterances still decided correctly."""
     success: Rate
     """The goal reached, among utterances that were decided correctly before and whose target is not their speaker."""
-    directions: dict[str, Rate]
-    """In an open set: those who were decided correctly before and are now wrongly accepted, rejected, or confused."""
     accuracy_over_draws: float | None
     """Mean accuracy over fresh draws of a randomized recognizer."""
     measures: dict[str, dict[str, float | int | None]]
     """Mean of each measure of distortion, and for how many utterances it is not defined; None where not measured."""
     queries: float
     """Forward rows an utterance, mean."""
+    directions: Mapping[str, Rate] = MappingProxyType({})
+    """In an open set: those who were decided correctly before and are now wrongly accepted, rejected, or confused."""
 
 
 class Summary(NamedTuple):
@@ -238,10 +239,10 @@ def _row(attack: Attack, records: Sequence[Record], was_correct: dict[str, bool]
         attack.name,
         Rate.of(record["correct"] for record in records),
         Rate.of(record["achieved"] for record in tried),
-        {} if campaign.threshold == -math.inf else directions(records, was_correct),
         mean(record["correct_rate"] for record in records),
         measures,
         math.fsum(record["queries"] for record in records) / len(records),
+        {} if campaign.threshold == -math.inf else directions(records, was_correct),
     )
 
 
