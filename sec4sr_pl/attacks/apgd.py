@@ -7,10 +7,10 @@ import torch
 from torch import Tensor
 
 from sec4sr_pl.attacks.base import Attack, CountedScore, Generators
-from sec4sr_pl.attacks.gradient import AnyLoss, attack_loss, uniform
+from sec4sr_pl.attacks.gradient import AnyLoss, attack_loss
 from sec4sr_pl.attacks.objective import Objective
 from sec4sr_pl.attacks.rows import Rows
-from sec4sr_pl.attacks.source import GradientSource, scores_and_gradient
+from sec4sr_pl.attacks.source import GradientSource, scores_and_gradient, uniform
 from sec4sr_pl.types import REJECT
 
 MOMENTUM = 0.75

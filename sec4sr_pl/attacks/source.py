@@ -133,3 +133,13 @@ def row_generators(generators: Generators, batch: int) -> list[torch.Generator]:
     device = "cpu" if generators is None else generators.device
     seeds = torch.randint(2**63 - 1, (batch,), generator=generators, device=device).tolist()
     return [torch.Generator().manual_seed(seed) for seed in seeds]
+
+
+def uniform(like: Tensor, generator: Generators) -> Tensor:
+    """Uniform draws in [0, 1) of the shape and device of `like`; the same on every device for a CPU generator."""
+    if isinstance(generator, Sequence):  # one number a row seeds its draws: how many follow depends on the padding
+        seeds = [int(torch.randint(2**63 - 1, (), generator=own)) for own in generator]
+        rows = zip(like, seeds, strict=True)
+        return torch.stack([uniform(row, torch.Generator().manual_seed(seed)) for row, seed in rows])
+    device = like.device if generator is None else generator.device
+    return torch.rand(like.shape, generator=generator, device=device, dtype=like.dtype).to(like.device)
