@@ -13,12 +13,14 @@ from sec4sr_pl.attacks.l2 import L2PGD, SNRPGD
 from sec4sr_pl.attacks.minimal import FMN
 from sec4sr_pl.attacks.momentum import MIFGSM
 from sec4sr_pl.attacks.objective import Objective
+from sec4sr_pl.attacks.psychoacoustic import PsychoacousticPGD
 from sec4sr_pl.attacks.replicate import Replicate
 from sec4sr_pl.attacks.siren import SirenAttack
 from sec4sr_pl.attacks.source import NES, BackPropagation, GradientSource
 from sec4sr_pl.attacks.square import Square
 from sec4sr_pl.attacks.threshold import AssumedThreshold, ThresholdEstimate, estimate_threshold
 from sec4sr_pl.attacks.transformed import InputDiversity
+from sec4sr_pl.attacks.universal import UniversalPerturbation
 from sec4sr_pl.attacks.worst import WorstCase
 
 __all__ = [
@@ -45,12 +47,14 @@ __all__ = [
     "Kenansville",
     "Objective",
     "OverTheAirPGD",
+    "PsychoacousticPGD",
     "Replicate",
     "Score",
     "SirenAttack",
     "Square",
     "TargetedAPGD",
     "ThresholdEstimate",
+    "UniversalPerturbation",
     "WorstCase",
     "estimate_threshold",
 ]

@@ -118,6 +118,11 @@ class Attack(ABC):
         return type(self).__name__
 
     @property
+    def identity(self) -> str:
+        """What tells its results from another's: its parameters, and in some subclasses the content of files."""
+        return repr(self)
+
+    @property
     def gradient_draws(self) -> int:
         """Draws of a randomized recognizer behind each step (EOT)."""
         return int(getattr(self, "draws", 1))

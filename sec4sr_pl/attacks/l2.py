@@ -137,7 +137,7 @@ class SNRPGD(L2PGD):
     def radii(self, waveforms: Tensor, lengths: Tensor) -> Tensor:
         """The norm of the valid samples, less `snr` dB, (batch, 1)."""
         inside = 1.0 - 1e-6  # a hair, so that float32's rounding does not miss the budget
-        return norm(mask_padding(waveforms, lengths)) * (inside * 10.0 ** (-self.snr / 20.0))
+        return norm(mask_padding(waveforms, lengths)) * inside * math.pow(10.0, -self.snr / 20.0)
 
 
 def norm(signal: Tensor) -> Tensor:

@@ -120,7 +120,7 @@ class Campaign:
             "torch": torch.__version__,
             "software": sorted({defense.software for defense in self.recognizer.defenses} - {""}),
             "recognizer": describe(self.recognizer),
-            "attacks": {attack.name: repr(attack) for attack in self.attacks},
+            "attacks": {attack.name: attack.identity for attack in self.attacks},
             "goal": self.goal,
             "adaptive": self.adaptive,
             "randomized": self.recognizer.randomized,
