@@ -23,7 +23,7 @@ def train(
     output: Path,
     attack: PGD | None = None,
     seconds: float = 1.0,
-    epochs: int = 5,
+    epochs: int = 10,
     batch_size: int = 16,
     target: str | None = None,
     seed: int = 0,
