@@ -23,7 +23,7 @@ from sec4sr_pl.attacks import (
     PsychoacousticPGD,
 )
 from sec4sr_pl.recognizer import Recognizer
-from sec4sr_pl.types import valid_mask
+from sec4sr_pl.types import mask_padding, valid_mask
 
 ATTACKS: dict[str, tuple[Attack, int]] = {  # and the forward rows an utterance
     "MIFGSM": (MIFGSM(steps=3), 3 + 1),
@@ -113,8 +113,8 @@ def test_in_double_precision_a_row_alone_is_the_row_in_a_padded_batch(attack: At
     lengths = torch.tensor([100, 60, 9])
     waveforms[~valid_mask(lengths, 100)] = 0.0
 
-    def score(w: Tensor, _: Tensor) -> Tensor:
-        return torch.sin(3.0 * w @ weight[:, : w.shape[1]].T)
+    def score(w: Tensor, valid: Tensor) -> Tensor:
+        return torch.sin(3.0 * mask_padding(w, valid) @ weight[:, : w.shape[1]].T)
 
     labels = torch.tensor([0, 1, 2])
     together = attack(score, waveforms, labels, lengths, generator=per_row()).waveforms
