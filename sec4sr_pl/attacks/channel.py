@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import torch
 from scipy.fft import next_fast_len
 from torch import Tensor
+from torch.nn import functional
 
 from sec4sr_pl.attacks.base import Generators, Score
 from sec4sr_pl.attacks.gradient import PGD, Loss
@@ -24,8 +25,8 @@ LEAD = SAMPLE_RATE // 20
 class Channel(Transformed):
     """A random room between loudspeaker and microphone: reverberation, band limits, gain and noise.
 
-    The impulse response is the direct sound followed by exponentially decaying normal noise, at unit energy; band
-    limits are Butterworth magnitudes of order 4 without delay. Everything is drawn anew for each utterance and call.
+    The impulse response is the direct sound followed by exponentially decaying normal noise, together of unit energy;
+    band limits are Butterworth magnitudes of order 4 without delay. All is drawn anew for each utterance and call.
 
     Args:
         reverberation: longest time in which the tail decays by 60 dB, in seconds; drawn from a tenth of it up.
@@ -80,25 +81,27 @@ class Channel(Transformed):
         return through
 
     def response(self, draws: Tensor, generators: Generators) -> Tensor:
-        """Impulse responses of unit energy, (batch, samples), the direct sound at `LEAD`.
+        """Impulse responses, (batch, samples), the direct sound at `LEAD`.
 
         Args:
             draws: (batch, 4, 1) in [0, 1): reverberation, direct sound, lower and upper band limit.
             generators: of the tails.
         """
         reverberation, direct, low, high = draws.unbind(1)
-        delay = torch.arange(1, round(self.reverberation * SAMPLE_RATE) + 1, device=draws.device) / SAMPLE_RATE
-        tail = draws.new_zeros(len(draws), len(delay))
+        tail = draws.new_zeros(len(draws), round(self.reverberation * SAMPLE_RATE))
         tail = normal(1, tail, full_lengths(tail), generators)[0]
+        delay = torch.arange(1, tail.shape[1] + 1, dtype=draws.dtype, device=draws.device) / SAMPLE_RATE
         tail = tail * 10.0 ** (-3.0 * delay / (self.reverberation * (0.1 + 0.9 * reverberation)))
         tail = unit_energy(tail) * 10.0 ** (-(self.direct + 10.0 * direct) / 20.0)
-        impulse = torch.cat([tail.new_zeros(len(tail), LEAD), torch.ones_like(tail[:, :1]), tail], 1)
+        sound = unit_energy(torch.cat([torch.ones_like(tail[:, :1]), tail], 1))
+        impulse = functional.pad(sound, (LEAD, 0))
         size = next_fast_len(impulse.shape[1] + LEAD, real=True)
-        frequency = torch.fft.rfftfreq(size, 1.0 / SAMPLE_RATE, device=draws.device)
+        frequency = torch.fft.rfftfreq(size, 1.0 / SAMPLE_RATE, dtype=draws.dtype, device=draws.device)
         lower = self.low * (0.1 + 0.9 * low) / frequency
         upper = frequency / (self.high + (SAMPLE_RATE / 2 - self.high) * high)
         band = ((1.0 + lower**8) * (1.0 + upper**8)).rsqrt()
-        return unit_energy(torch.fft.irfft(torch.fft.rfft(impulse, size) * band, size))
+        response: Tensor = torch.fft.irfft(torch.fft.rfft(impulse, size) * band, size)
+        return response
 
     @torch.no_grad()
     def success_rate(
