@@ -57,7 +57,7 @@ def test_a_clear_channel_changes_next_to_nothing() -> None:
     time = torch.arange(3_000.0, dtype=torch.float64)
     wave = (torch.hann_window(3_000, dtype=torch.float64) * torch.sin(0.3 * time)).unsqueeze(0)
     heard = channel.draw(wave, torch.tensor([3_000]), seeded())(wave)
-    assert float((heard - wave).norm() / wave.norm()) < 1e-3
+    assert float((heard - wave).norm() / wave.norm()) < 0.01
 
 
 def test_gain_and_noise_keep_their_budgets_and_differ_between_utterances() -> None:

@@ -8,20 +8,23 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from test_campaign import SPEAKERS as ENROLLED
+from test_campaign import load, write_voices
 from test_strong_attacks import seeded
 from torch import Tensor, nn
 from torch.nn import functional
 
-from sec4sr_pl.attacks import MIFGSM, PGD, InputDiversity, Objective
+from sec4sr_pl.attacks import MIFGSM, PGD, InputDiversity, Objective, UniversalPerturbation
 from sec4sr_pl.attacks.momentum import unit_mean
+from sec4sr_pl.audio import write_adversarial
 from sec4sr_pl.checkpoint import save_recognizer
 from sec4sr_pl.recognizer import Ensemble, Recognizer
-from sec4sr_pl.robustness import Transfer
+from sec4sr_pl.robustness import Campaign, Transfer, summarize
 from sec4sr_pl.types import valid_mask
 
 MakeRecognizer = Callable[..., Recognizer]
 Speech = tuple[Tensor, Tensor]
-TIME, SPEAKERS = 50, 4
+TIME, CLASSES = 50, 4
 
 
 class Toy(nn.Module):
@@ -30,7 +33,7 @@ class Toy(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.first = nn.Parameter(torch.randn(TIME, 16, generator=seeded(1), dtype=torch.float64))
-        self.second = nn.Parameter(torch.randn(16, SPEAKERS, generator=seeded(2), dtype=torch.float64))
+        self.second = nn.Parameter(torch.randn(16, CLASSES, generator=seeded(2), dtype=torch.float64))
         self.points: list[Tensor] = []
 
     def forward(self, images: Tensor) -> Tensor:
@@ -40,7 +43,7 @@ class Toy(nn.Module):
 
 def middle(rows: int = 5) -> tuple[Tensor, Tensor]:
     """Waveforms far from 0 and 1, where torchattacks clips, and labels."""
-    return 0.4 + 0.2 * torch.rand(rows, TIME, generator=seeded(3), dtype=torch.float64), torch.arange(rows) % SPEAKERS
+    return 0.4 + 0.2 * torch.rand(rows, TIME, generator=seeded(3), dtype=torch.float64), torch.arange(rows) % CLASSES
 
 
 @pytest.mark.parametrize("targeted", [False, True], ids=["untargeted", "targeted"])
@@ -253,3 +256,24 @@ def test_another_surrogate_of_the_same_name_is_another_campaign(
     save_recognizer(make_recognizer(seed=5), surrogates[1])
     assert attack.identity != before
     assert math.isclose(attack.epsilon, 0.002)
+
+
+def test_a_campaign_runs_attacks_from_files_and_knows_their_content(
+    surrogates: list[Path], make_recognizer: MakeRecognizer, tmp_path: Path
+) -> None:
+    data = load(write_voices(tmp_path / "voices"))
+    victim = make_recognizer(list(ENROLLED))
+    save_recognizer(make_recognizer(list(ENROLLED), seed=1), surrogates[0])
+    noise = 0.004 * torch.rand(500, generator=seeded()) - 0.002
+    write_adversarial(tmp_path / "noise.wav", noise, torch.zeros(500), 0.002)
+    attacks = [Transfer(PGD(steps=2), surrogates[:1]), UniversalPerturbation(tmp_path / "noise.wav")]
+    campaign = Campaign(victim, data, attacks, tmp_path / "campaign", perceptual=False)
+    campaign.run()
+    assert [row.attack for row in summarize(campaign).rows] == [attack.name for attack in attacks]
+    for path, attack in ((surrogates[0], attacks[0]), (tmp_path / "noise.wav", attacks[1])):
+        before = campaign.identity["attacks"][attack.name]
+        if path.suffix == ".wav":
+            write_adversarial(path, -noise, torch.zeros(500), 0.002)
+        else:
+            save_recognizer(make_recognizer(list(ENROLLED), seed=2), path)
+        assert Campaign(victim, data, attacks, tmp_path / "campaign").identity["attacks"][attack.name] != before

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import soundfile
 import torch
+from jsonargparse import auto_cli
 from test_strong_attacks import seeded
 from torch import Tensor
 
@@ -133,16 +134,10 @@ def test_the_command_writes_the_same_sound_for_the_same_seed(
 ) -> None:
     save_recognizer(make_recognizer(["speaker0", "speaker1"]), tmp_path / "victim.ckpt")
     for name, seed in (("first", 0), ("again", 0), ("other", 1)):
-        train(
-            tmp_path / "victim.ckpt",
-            SpeakerData(root=voices),
-            tmp_path / f"{name}.wav",
-            attack=PGD(source=NES(2)),
-            seconds=0.25,
-            epochs=2,
-            batch_size=2,
-            seed=seed,
-        )
+        flags = [f"--checkpoint={tmp_path / 'victim.ckpt'}", "--data=SpeakerData", f"--data.root={voices}"]
+        flags += [f"--output={tmp_path / name}.wav", f"--seed={seed}", "--seconds=0.25", "--epochs=2", "--batch_size=2"]
+        flags += ["--attack=PGD", "--attack.source=NES", "--attack.source.samples=2"]
+        auto_cli(train, args=flags, as_positional=False)
     first, again, other = ((tmp_path / f"{name}.wav").read_bytes() for name in ("first", "again", "other"))
     assert first == again != other
     assert UniversalPerturbation(tmp_path / "first.wav").read().shape == (4_000,)

@@ -88,7 +88,7 @@ def learn(
     Every gradient is divided by its largest sample, so that no utterance outweighs the others.
 
     Args:
-        attack: its ball, step size, draws, loss and source.
+        attack: its ball (not one that silence lacks, as SNRPGD's), step size, draws, loss and source.
         score: a recognizer, or any function (waveforms, lengths) -> scores.
         batches: (batch, time) waveforms, (batch,) labels and (batch,) valid samples; as many passes as they hold.
         samples: length of the perturbation.

@@ -73,4 +73,4 @@ def train(
 if __name__ == "__main__":
     from jsonargparse import auto_cli
 
-    auto_cli(train)
+    auto_cli(train, as_positional=False)
