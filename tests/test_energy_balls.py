@@ -103,6 +103,13 @@ def test_samples_past_the_end_add_nothing_to_the_energy() -> None:
     torch.testing.assert_close(attack.radii(waveforms, lengths), torch.tensor([[0.05], [0.05]]), rtol=1e-5, atol=0)
 
 
+def test_a_score_that_looks_at_the_padding_leaves_the_whole_step_to_the_utterance() -> None:
+    weight, lengths = torch.randn(2, 40, generator=seeded()), torch.tensor([40, 10])
+    waveforms = torch.zeros(2, 40)
+    result = L2PGD(0.3, 0.5, steps=1)(lambda w, _: w @ weight.T, waveforms, torch.tensor([0, 1]), lengths)
+    torch.testing.assert_close(result.waveforms.norm(dim=1), torch.tensor([0.15, 0.15]))
+
+
 @pytest.mark.parametrize("attack", [L2PGD(0.3), SNRPGD(40.0)], ids=["L2", "SNR"])
 def test_a_row_of_no_gradient_stays_where_it_is(attack: L2PGD) -> None:
     flat: Callable[[Tensor, Tensor], Tensor] = lambda w, _: torch.stack([0.0 * w[:, 0] + 1.0, 0.0 * w[:, 0]], 1)  # noqa: E731

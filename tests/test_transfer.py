@@ -238,14 +238,17 @@ def test_a_closed_surrogate_does_not_stand_for_a_victim_that_rejects(
 def test_the_surrogates_own_threshold_is_crossed(
     make_recognizer: MakeRecognizer, tmp_path: Path, speech: Speech
 ) -> None:
+    """Where everybody is far below the threshold, only the best score counts; far above, two scores do."""
     surrogate = make_recognizer(seed=1)
-    surrogate.scorer.threshold.fill_(1.5)
+    surrogate.scorer.threshold.fill_(50.0)
     save_recognizer(surrogate, tmp_path / "open.ckpt")
-    attack = Transfer(PGD(steps=2), [tmp_path / "open.ckpt"])
-    asked = Objective(threshold=-3.0)
-    result = attack(make_recognizer(), speech[0][:2], torch.tensor([0, -1]), speech[1][:2], asked)
-    expected = PGD(steps=2)(surrogate, speech[0][:2], torch.tensor([0, -1]), speech[1][:2], Objective(1.5))
+    waveforms, lengths = speech[0][:2], speech[1][:2]
+    labels = surrogate(waveforms, lengths).argmax(1)
+    victims, own = Objective(threshold=-50.0), Objective(threshold=50.0)
+    result = Transfer(PGD(steps=2), [tmp_path / "open.ckpt"])(make_recognizer(), waveforms, labels, lengths, victims)
+    expected, other = (PGD(steps=2)(surrogate, waveforms, labels, lengths, aim) for aim in (own, victims))
     assert torch.equal(result.waveforms, expected.waveforms)
+    assert not torch.equal(expected.waveforms, other.waveforms)
 
 
 def test_another_surrogate_of_the_same_name_is_another_campaign(
