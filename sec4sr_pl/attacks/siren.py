@@ -4,10 +4,9 @@ import torch
 from torch import Tensor
 
 from sec4sr_pl.attacks.base import Attack, CountedScore, Generators
-from sec4sr_pl.attacks.gradient import uniform
 from sec4sr_pl.attacks.objective import Objective
 from sec4sr_pl.attacks.rows import Rows
-from sec4sr_pl.attacks.source import copies_at_a_time
+from sec4sr_pl.attacks.source import copies_at_a_time, uniform
 from sec4sr_pl.types import mask_padding
 
 PULL = 1.4961

@@ -71,6 +71,6 @@ class Transfer(Attack):
         own = generator[0] if isinstance(generator, Sequence) else generator
         surrogate.seed(int(torch.randint(2**62, (), generator=own, device="cpu" if own is None else own.device)))
         with borrowed(surrogate) as fast:
-            counted = CountedScore(fast, waveforms, score.tell)
+            counted = CountedScore(fast, waveforms, score.masked)
             aim = dataclasses.replace(objective, threshold=threshold)
             return self.attack.perturb(counted, waveforms, labels, lengths, aim, generator)
