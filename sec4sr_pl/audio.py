@@ -2,8 +2,11 @@
 
 import io
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import lru_cache
 from pathlib import Path
-from typing import NamedTuple
+from typing import BinaryIO, NamedTuple
 
 import numpy as np
 import soundfile
@@ -32,32 +35,82 @@ class AudioInfo(NamedTuple):
     channels: int
 
 
-def info(path: Path) -> AudioInfo:
+class Member(NamedTuple):
+    """A file inside an archive that is not compressed; it opens as a path does."""
+
+    archive: Path
+    name: str
+    offset: int
+    """First byte in the archive."""
+    size: int
+    """Bytes."""
+
+    def __str__(self) -> str:
+        return f"{self.name} in {self.archive}"
+
+    def exists(self) -> bool:
+        """Whether its archive does."""
+        return self.archive.exists()
+
+    def open(self, mode: str = "rb") -> BinaryIO:
+        """The file, in memory, to be read.
+
+        Raises:
+            OSError: an archive that is missing or too short.
+        """
+        data = os.pread(_archive(self.archive).fileno(), self.size, self.offset)
+        if len(data) < self.size:
+            raise OSError(f"{self.archive} ends {self.size - len(data)} bytes too early: it is truncated")
+        return io.BytesIO(data)
+
+
+@lru_cache(maxsize=256)
+def _archive(path: Path) -> BinaryIO:
+    """An archive that stays open: reading a member asks the file system for nothing but its bytes."""
+    return path.open("rb", buffering=0)
+
+
+def info(path: Path | Member) -> AudioInfo:
     """Read the header of an audio file.
 
     Raises:
         AudioError: a file that is missing, empty or not audio.
     """
+    with _opened(path) as file:
+        return _header(file, path)
+
+
+@contextmanager
+def _opened(path: Path | Member) -> Iterator[BinaryIO]:
     try:
-        header = soundfile.info(str(path))
-    except (soundfile.LibsndfileError, OSError) as error:
-        if not path.exists():
-            reason = "does not exist"
-        else:
-            reason = "is empty" if path.is_file() and path.stat().st_size == 0 else f"can't be read ({error})"
+        file = path.open("rb")
+    except OSError as error:
+        reason = f"can't be read ({error})" if path.exists() else "does not exist"
+        raise AudioError(f"{path} {reason}: expected a wav or flac file; replace or remove it") from error
+    with file:
+        yield file
+
+
+def _header(file: BinaryIO, path: Path | Member) -> AudioInfo:
+    """The header of an open file, which is left at its beginning."""
+    try:
+        header = soundfile.info(file)
+    except soundfile.LibsndfileError as error:
+        reason = f"can't be read ({error})" if file.seek(0, os.SEEK_END) else "is empty"
         raise AudioError(f"{path} {reason}: expected a wav or flac file; replace or remove it") from error
     if header.frames < 1:
         raise AudioError(f"{path} holds no samples: replace or remove it")
     if header.frames >= 1 << 62:  # libsndfile's word for a flac stream that was never told its length
         raise AudioError(f"{path} does not say how many samples it holds, expected their number: encode it again")
+    file.seek(0)
     return AudioInfo(header.frames, header.samplerate, header.channels)
 
 
-def read(path: Path, start: int = 0, frames: int | None = None, resample: bool = False) -> Tensor:
+def read(path: Path | Member, start: int = 0, frames: int | None = None, resample: bool = False) -> Tensor:
     """Read a stretch of a mono file without decoding the rest.
 
     Args:
-        path: wav or flac.
+        path: wav or flac, a file or one inside an archive.
         start: first sample, at 16 kHz.
         frames: samples to read, at 16 kHz; None: to the end.
         resample: convert another sample rate (then the whole file is decoded) instead of refusing it.
@@ -72,27 +125,29 @@ def read(path: Path, start: int = 0, frames: int | None = None, resample: bool =
     """
     if start < 0 or (frames is not None and frames < 0):
         raise ValueError(f"Expected start and frames of at least 0, got {start} and {frames}")
-    header = info(path)
-    if header.channels != 1:
-        raise AudioError(f"{path} has {header.channels} channels, expected 1: mix it down to mono")
-    same_rate = header.rate == SAMPLE_RATE
-    if not same_rate and not resample:
-        raise AudioError(
-            f"{path} has {header.rate} samples a second, expected {SAMPLE_RATE}: convert it, or ask for resample=True"
-        )
-    if missing := _missing_bytes(path):
-        raise AudioError(f"{path} is truncated: its header announces {missing} bytes more than it has; replace it")
-    total = samples_at_16_khz(header.frames, header.rate)
-    end = max(start, total) if frames is None else start + frames
-    if end > total:
-        raise AudioError(
-            f"{path} is too short: expected samples {start} to {end} at 16 kHz, it has {total}; ask for fewer"
-        )
-    wanted = end - start if same_rate else header.frames
-    try:
-        samples, _ = soundfile.read(str(path), wanted, start if same_rate else 0, dtype="float32")
-    except (soundfile.LibsndfileError, RuntimeError) as error:
-        raise AudioError(f"{path} can't be decoded ({error}): it is damaged or truncated, replace it") from error
+    with _opened(path) as file:
+        header = _header(file, path)
+        if header.channels != 1:
+            raise AudioError(f"{path} has {header.channels} channels, expected 1: mix it down to mono")
+        same_rate = header.rate == SAMPLE_RATE
+        if not same_rate and not resample:
+            raise AudioError(
+                f"{path} has {header.rate} samples a second, expected {SAMPLE_RATE}: convert it, or ask for "
+                "resample=True"
+            )
+        if missing := _missing_bytes(file):
+            raise AudioError(f"{path} is truncated: its header announces {missing} bytes more than it has; replace it")
+        total = samples_at_16_khz(header.frames, header.rate)
+        end = max(start, total) if frames is None else start + frames
+        if end > total:
+            raise AudioError(
+                f"{path} is too short: expected samples {start} to {end} at 16 kHz, it has {total}; ask for fewer"
+            )
+        wanted = end - start if same_rate else header.frames
+        try:
+            samples, _ = soundfile.read(file, wanted, start if same_rate else 0, dtype="float32")
+        except (soundfile.LibsndfileError, RuntimeError) as error:
+            raise AudioError(f"{path} can't be decoded ({error}): it is damaged or truncated, replace it") from error
     if len(samples) != wanted:
         raise AudioError(f"{path} is truncated: expected {wanted} samples, {len(samples)} could be read; replace it")
     waveform = torch.from_numpy(samples)
@@ -135,19 +190,24 @@ def samples_at_16_khz(frames: int, rate: int) -> int:
     return -(-frames * SAMPLE_RATE // rate)
 
 
-def _missing_bytes(path: Path) -> int:
-    """By how much the data chunk of a wav file announces more than the file has (libsndfile does not mind)."""
-    with path.open("rb") as file:
-        if file.read(4) != b"RIFF":
-            return 0
+def _missing_bytes(file: BinaryIO) -> int:
+    """By how much the data chunk of a wav file announces more than the file has (libsndfile does not mind).
+
+    The file is open, and is left at its beginning.
+    """
+    end, missing = file.seek(0, os.SEEK_END), 0
+    file.seek(0)
+    if file.read(4) == b"RIFF":
         file.seek(12)
         while len(chunk := file.read(8)) == 8:
             announced = int.from_bytes(chunk[4:], "little")
             if chunk[:4] == b"data":
                 streamed = announced == 0xFFFFFFFF  # written to a pipe, its length never filled in
-                return 0 if streamed else max(0, file.tell() + announced - path.stat().st_size)
+                missing = 0 if streamed else max(0, file.tell() + announced - end)
+                break
             file.seek(announced + announced % 2, os.SEEK_CUR)
-    return 0
+    file.seek(0)
+    return missing
 
 
 def on_grid(waveform: Tensor) -> bool:

@@ -15,6 +15,7 @@ import torch
 from lightning_fabric.plugins import TorchCheckpointIO
 from torch import nn
 
+from sec4sr_pl.audio import Member
 from sec4sr_pl.recognizer import Recognizer
 
 CHECKSUMS = "SHA256SUMS"
@@ -179,7 +180,7 @@ def load_recognizer(path: Path, trusted: Sequence[str] = ("sec4sr_pl",)) -> Reco
     return recognizer.eval()
 
 
-def checksum(path: Path) -> str:
+def checksum(path: Path | Member) -> str:
     """SHA-256 of a file, in hexadecimal."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import islice
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any, ClassVar
 
 import torch
@@ -13,7 +13,8 @@ from torch.nn.utils.rnn import pad_sequence
 from torch.utils.data import DataLoader, Dataset, DistributedSampler
 
 from sec4sr_pl import audio
-from sec4sr_pl.data.manifest import DataError, Utterance, find_root, label, scan, split_development
+from sec4sr_pl.data.manifest import DataError, Utterance, find_root, label, scan, split_development, utterance_name
+from sec4sr_pl.data.trials import Trials
 from sec4sr_pl.draws import key
 from sec4sr_pl.types import SAMPLE_RATE, Batch
 
@@ -41,7 +42,7 @@ class Utterances(Dataset[Item]):
 class Crops(Dataset[Item]):
     """Random crops of one length, augmented; all draws are from (seed, epoch, name), short utterances are tiled.
 
-    An utterance is met `repeats` times an epoch, as `name#0`, `name#1`, ...
+    An utterance is met `repeats` times an epoch, as `name#0`, `name#1`, ...; an index past the end goes on with it.
     """
 
     def __init__(
@@ -56,9 +57,9 @@ class Crops(Dataset[Item]):
 
     def __getitem__(self, drawn: tuple[int, int]) -> Item:
         """The crop of an (epoch, index)."""
-        epoch, index = drawn
+        epoch, (again, index) = drawn[0], divmod(drawn[1], len(self))
         utterance = self.source.utterances[index // self.repeats]
-        name = f"{utterance.name}#{index % self.repeats}"
+        name = f"{utterance.name}#{index % self.repeats + again * self.repeats}"
         frames = min(self.samples, utterance.frames)
         offset = key(self.seed, epoch, name, "crop") % (utterance.frames - frames + 1)
         waveform = audio.read(utterance.path, utterance.start + offset, frames, self.source.resample)
@@ -87,6 +88,41 @@ class EpochSampler(DistributedSampler[Item]):
     def __iter__(self) -> Iterator[Any]:
         """(epoch, index) pairs of this rank."""
         return ((self.epoch, index) for index in islice(super().__iter__(), self.start, None))
+
+
+class BalancedSampler(EpochSampler):
+    """Meets every speaker as often, instead of every crop: rounds of all speakers, each in an order of its own.
+
+    A speaker's crops come in a random order, those of a speaker with few again and again, each time as other crops.
+
+    Args:
+        crops: their number is that of an epoch.
+        replicas: processes.
+        rank: this process.
+        seed: of the order.
+    """
+
+    def __init__(self, crops: Crops, replicas: int, rank: int, seed: int) -> None:
+        super().__init__(crops, replicas, rank, shuffle=False, seed=seed)
+        speakers = torch.tensor(crops.source.labels).repeat_interleave(crops.repeats)
+        self.own = [(speakers == speaker).nonzero().squeeze(1) for speaker in speakers.unique()]
+        self.size = len(speakers)
+
+    def __iter__(self) -> Iterator[Any]:
+        """(epoch, index) pairs of this rank."""
+        order = self.order()
+        return ((epoch, order[position]) for epoch, position in super().__iter__())
+
+    def order(self) -> list[int]:
+        """The indices of an epoch over all ranks."""
+        generator = torch.Generator().manual_seed(key(self.seed, self.epoch, "balanced"))
+        rounds = -(-self.size // len(self.own))
+        queues = []
+        for own in self.own:
+            turns = [own[torch.randperm(len(own), generator=generator)] for _ in range(-(-rounds // len(own)))]
+            queues.append(torch.cat([crops + turn * self.size for turn, crops in enumerate(turns)])[:rounds])
+        shuffled = torch.rand(rounds, len(self.own), generator=generator).argsort(1)
+        return torch.stack(queues, 1).gather(1, shuffled).flatten()[: self.size].tolist()
 
 
 class ResumableLoader(DataLoader[Item]):
@@ -135,12 +171,15 @@ class SpeakerData(LightningDataModule):
         eval_batch_size: utterances of a batch on each process, in validation and test.
         crop_seconds: length of a training crop.
         crops_per_utterance: how often an epoch meets each utterance.
+        balanced: an epoch, as long as before, meets every speaker as often, instead of every utterance.
         development_fraction: of each speaker's training material, held out for validation.
         development_seconds: the least of it, where an utterance has twice as much.
         augmentations: modules (1, time) -> (1, time) that change training crops, in order: ours, or a library's such
             as speechbrain.augment.time_domain.DropFreq.
         num_workers: processes that read ahead.
         resample: convert files of other sample rates instead of refusing them.
+        trials: list of verification trials, `label path path` a line, in `root` unless absolute.
+        trial_splits: folders that hold the files of the trials; default: the test split.
         seed: of crops and order.
 
     Raises:
@@ -149,6 +188,8 @@ class SpeakerData(LightningDataModule):
 
     open_set: ClassVar[bool] = False
     """Speakers who are not enrolled belong to the data, as imposters; otherwise they are a mistake."""
+    nested: ClassVar[bool] = False
+    """Files lie a folder deeper, `<speaker>/<session>/<utterance>`."""
 
     def __init__(
         self,
@@ -159,11 +200,14 @@ class SpeakerData(LightningDataModule):
         eval_batch_size: int = 16,
         crop_seconds: float = 2.0,
         crops_per_utterance: int = 1,
+        balanced: bool = False,
         development_fraction: float = 0.1,
         development_seconds: float = 0.5,
         augmentations: Sequence[nn.Module] = (),
         num_workers: int = 1,
         resample: bool = False,
+        trials: Path | None = None,
+        trial_splits: Sequence[str] = (),
         seed: int = 0,
     ) -> None:
         super().__init__()
@@ -181,7 +225,9 @@ class SpeakerData(LightningDataModule):
         self.development_fraction = development_fraction
         self.development_samples = round(development_seconds * SAMPLE_RATE)
         self.augmentations = list(augmentations)
-        self.resample, self.seed = resample, seed
+        self.balanced, self.resample, self.seed = balanced, resample, seed
+        self.trial_list = None if trials is None else self.root / trials
+        self.trial_splits = list(trial_splits) or [test_split]
         self._speakers: tuple[str, ...] | None = None
         self._loader: ResumableLoader | None = None
         self._position: dict[str, int] | None = None
@@ -207,28 +253,65 @@ class SpeakerData(LightningDataModule):
         self._speakers = tuple(speakers)
 
     def utterances(self, part: str) -> list[Utterance]:
-        """The utterances of `train`, `development` or `test`, in manifest order.
+        """The utterances of `train`, `development` or `test`, in manifest order, or those of the `trials`.
 
         Raises:
             DataError: another part, or files that can't be used.
         """
         if part == "test":
-            return scan(self.root, self.test_split, self.resample)
+            return self.scan(self.test_split)
+        if part == "trials":
+            return self._tried()
         if part not in ("train", "development"):
             raise DataError(f"Expected the part 'train', 'development' or 'test', got '{part}'")
-        whole = scan(self.root, self.train_split, self.resample)
+        whole = self.scan(self.train_split)
         train, development = split_development(whole, self.development_fraction, self.development_samples)
         return train if part == "train" else development
+
+    def scan(self, split: str) -> list[Utterance]:
+        """All utterances of a folder in `root`."""
+        return scan(self.root, split, self.resample, self.nested)
+
+    @property
+    def splits(self) -> list[str]:
+        """The folders in `root` that belong to the data, each once."""
+        return list(dict.fromkeys([self.train_split, self.test_split, *self.trial_splits]))
+
+    def trials(self) -> Trials:
+        """The verification trials; they index the utterances of the part `trials`.
+
+        Raises:
+            DataError: no list, or one that can't be used.
+        """
+        if self.trial_list is None:
+            raise DataError(f"{type(self).__name__} has no list of trials: name one by --data.trials")
+        return Trials.read(self.trial_list)
+
+    def _tried(self) -> list[Utterance]:
+        """The utterances of the trials' files, in the order of these."""
+        known = {utterance.name: utterance for split in self.trial_splits for utterance in self.scan(split)}
+        files = self.trials().files
+        names = [utterance_name(PurePosixPath(file), self.nested) for file in files]
+        if missing := [file for file, name in zip(files, names, strict=True) if name not in known]:
+            raise DataError(
+                f"{len(missing)} of the {len(files)} files of {self.trial_list} are not in {self.root} "
+                f"({', '.join(self.trial_splits)}), first {missing[0]}"
+            )
+        return [known[name] for name in names]
 
     def dataset(self, part: str) -> Utterances:
         """Whole utterances of a part, with labels that index `speakers`; imposters are `REJECT`."""
         utterances = self.utterances(part)
-        return Utterances(utterances, label(utterances, self.speakers, not self.open_set), self.resample)
+        closed = not self.open_set and part != "trials"
+        return Utterances(utterances, label(utterances, self.speakers, closed), self.resample)
 
     def train_dataloader(self) -> DataLoader[Item]:
         """Crops of one length, in an order drawn from (seed, epoch); every process gets as many batches."""
         crops = Crops(self.dataset("train"), self.crop_samples, self.crops_per_utterance, self.seed, self.augmentations)
-        sampler = EpochSampler(crops, *self._world(), shuffle=True, seed=self.seed)
+        if self.balanced:
+            sampler: EpochSampler = BalancedSampler(crops, *self._world(), seed=self.seed)
+        else:
+            sampler = EpochSampler(crops, *self._world(), shuffle=True, seed=self.seed)
         self._loader = ResumableLoader(
             crops,
             self.batch_size,

@@ -1,11 +1,11 @@
-"""The sorted list of a split's utterances, read once from the files' headers and cached."""
+"""The sorted list of a split's utterances, read once from the files' headers and cached, or from the index of shards."""
 
 import csv
 import os
 import shlex
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import NamedTuple
 
 from sec4sr_pl import audio
@@ -19,6 +19,10 @@ COMMANDS = {
 """Data set -> the module beside this one, and its arguments, that bring the splits whose names begin so."""
 
 
+INDEX = "index.csv"
+"""In a split's folder: its utterances are in shards, see `sec4sr_pl.data.shards`."""
+
+
 class DataError(ValueError):
     """A data set that can't be used, with what was expected, what came, and what to do."""
 
@@ -29,7 +33,7 @@ class Utterance(NamedTuple):
     name: str
     """Unique in a data set."""
     speaker: str
-    path: Path
+    path: Path | audio.Member
     start: int
     """First sample, at 16 kHz."""
     frames: int
@@ -43,62 +47,117 @@ def find_root(root: Path | None) -> Path:
     return Path(root if root is not None else os.environ.get("SEC4SR_DATA", "data"))
 
 
-def list_files(root: Path, split: str) -> list[Path]:
+def utterance_name(path: PurePath, nested: bool) -> str:
+    """The id of the utterance in a file: its name, and where that does not tell them, its speaker and session first."""
+    prefix = "-".join(path.parts[-3:-1])
+    return path.stem if not nested or path.stem.startswith(f"{prefix}-") else f"{prefix}-{path.stem}"
+
+
+def list_files(root: Path, split: str, nested: bool = False) -> list[Path]:
     """The audio files of `<root>/<split>/<speaker>/<utterance>.<wav|flac>`, sorted as strings.
+
+    Args:
+        root: holds the splits.
+        split: folder name.
+        nested: a speaker's folder holds a folder for each session (video, chapter), which hold the files.
 
     Raises:
         DataError: no such folder, no audio in it, or an utterance id that stands twice.
     """
     folder = root / split
+    tree = "<speaker>/<session>/<utterance>" if nested else "<speaker>/<utterance>"
     if not folder.is_dir():
         command = COMMANDS.get(split.partition("_")[0])
         fetch = f", or fetch it: python -m sec4sr_pl.data.{command} --root {shlex.quote(str(root))}" if command else ""
         raise DataError(
-            f"There is no folder {folder}: expected {split}/<speaker>/<utterance>.wav or .flac under {root}; "
+            f"There is no folder {folder}: expected {split}/{tree}.wav or .flac under {root}; "
             f"set --data.root or the variable SEC4SR_DATA to the folder that holds it{fetch}"
         )
-    speakers = sorted(entry.name for entry in os.scandir(folder) if entry.is_dir() and not entry.name.startswith("."))
+    folders = _folders(folder)
+    if nested:
+        folders = [session for speaker in folders for session in _folders(speaker)]
     files = [
-        folder / speaker / name
-        for speaker in speakers
-        for name in sorted(os.listdir(folder / speaker))
+        place / name
+        for place in folders
+        for name in sorted(os.listdir(place))
         if name.lower().endswith(audio.EXTENSIONS) and not name.startswith(".")
     ]
     if not files:
-        raise DataError(f"{folder} holds no <speaker>/<utterance>.wav or .flac")
+        raise DataError(f"{folder} holds no {tree}.wav or .flac")
     seen: dict[str, Path] = {}
     for path in files:
-        if path.stem in seen:
-            raise DataError(f"The utterance id '{path.stem}' stands twice: {seen[path.stem]} and {path}; rename one")
-        seen[path.stem] = path
+        name = utterance_name(path, nested)
+        if name in seen:
+            raise DataError(f"The utterance id '{name}' stands twice: {seen[name]} and {path}; rename one")
+        seen[name] = path
     return files
 
 
-def scan(root: Path, split: str, resample: bool = False) -> list[Utterance]:
+def _folders(folder: Path) -> list[Path]:
+    """The folders in a folder, sorted as strings; hidden ones do not count."""
+    return [
+        folder / name
+        for name in sorted(entry.name for entry in os.scandir(folder) if entry.is_dir() and entry.name[0] != ".")
+    ]
+
+
+def scan(root: Path, split: str, resample: bool = False, nested: bool = False) -> list[Utterance]:
     """All utterances of a split, in manifest order; headers are read once and cached.
 
     Args:
         root: holds the splits.
         split: folder name.
         resample: accept other sample rates than 16 kHz.
+        nested: as in `list_files`.
 
     Raises:
-        DataError: as `list_files`; also a file with another sample rate.
+        DataError: as `list_files`; also a file with another sample rate, or a damaged index of shards.
         AudioError: a file that is not audio, empty, or not mono.
     """
-    files = list_files(root, split)
+    sharded = (root / split / INDEX).is_file()
+    utterances = read_index(root / split) if sharded else _scan_files(list_files(root, split, nested), nested)
+    for utterance in utterances:
+        if utterance.rate != SAMPLE_RATE and not resample:
+            raise DataError(
+                f"{utterance.path} has {utterance.rate} samples a second, expected {SAMPLE_RATE}: convert it, or set "
+                "--data.resample true"
+            )
+    return utterances
+
+
+def _scan_files(files: Sequence[Path], nested: bool) -> list[Utterance]:
     stamps = [(path, path.stat()) for path in files]
     signature = key(*((path, stat.st_size, stat.st_mtime_ns) for path, stat in stamps))
     cache = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "sec4sr_pl" / f"{signature:016x}.csv"
     headers = _read_cache(cache, len(files)) or _read_headers(files, cache)
+    return [
+        Utterance(
+            utterance_name(path, nested),
+            path.parts[-3 if nested else -2],
+            path,
+            0,
+            audio.samples_at_16_khz(frames, rate),
+            rate,
+        )
+        for path, (frames, rate) in zip(files, headers, strict=True)
+    ]
+
+
+def read_index(folder: Path) -> list[Utterance]:
+    """The utterances of a folder of shards, in the order of its `index.csv`.
+
+    Raises:
+        DataError: a row in another form.
+    """
     utterances = []
-    for path, (frames, rate) in zip(files, headers, strict=True):
-        if rate != SAMPLE_RATE and not resample:
-            raise DataError(
-                f"{path} has {rate} samples a second, expected {SAMPLE_RATE}: convert it, or set --data.resample true"
-            )
-        samples = audio.samples_at_16_khz(frames, rate)
-        utterances.append(Utterance(path.stem, path.parent.name, path, 0, samples, rate))
+    with (folder / INDEX).open(newline="") as file:
+        for row in csv.reader(file):
+            try:
+                name, speaker, frames, rate, shard, path, size, offset = row
+                member = audio.Member(folder / shard, path, int(offset), int(size))
+                utterances.append(Utterance(name, speaker, member, 0, int(frames), int(rate)))
+            except ValueError as error:
+                raise DataError(f"{folder / INDEX} has the row {row}: make the shards again") from error
     return utterances
 
 

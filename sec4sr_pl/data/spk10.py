@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any
 
 from sec4sr_pl.data.base import SpeakerData
-from sec4sr_pl.data.manifest import DataError, Utterance, scan
+from sec4sr_pl.data.manifest import DataError, Utterance
 
 
 class Spk10(SpeakerData):
@@ -34,6 +34,11 @@ class Spk10(SpeakerData):
         super().__init__(root, enroll_split, test_split, **kwargs)
         self.enroll_split, self.imposter_split = enroll_split, imposter_split
 
+    @property
+    def splits(self) -> list[str]:
+        """The folders in `root` that belong to the data."""
+        return [*super().splits, self.imposter_split]
+
     def utterances(self, part: str) -> list[Utterance]:
         """The utterances of `enroll`, `calibration` or `test`, in manifest order; also `train` and `development`.
 
@@ -41,7 +46,7 @@ class Spk10(SpeakerData):
             DataError: another part, fewer than two imposters, an imposter who is enrolled, a test speaker who is not.
         """
         if part == "enroll":
-            return scan(self.root, self.enroll_split, self.resample)
+            return self.scan(self.enroll_split)
         if part not in ("calibration", "test"):
             return super().utterances(part)
         calibration, test = self._imposters()
@@ -49,7 +54,7 @@ class Spk10(SpeakerData):
 
     def _imposters(self) -> tuple[list[Utterance], list[Utterance]]:
         """Utterances of the imposters for calibration, and of those for test."""
-        utterances = scan(self.root, self.imposter_split, self.resample)
+        utterances = self.scan(self.imposter_split)
         speakers = sorted({u.speaker for u in utterances}, key=lambda name: (len(name), name))  # 26 before 103
         enrolled = {u.speaker for u in self.utterances("enroll")}
         tested = {u.speaker for u in super().utterances("test")}

@@ -1,0 +1,172 @@
+"""Pack a data set into shards: `python -m sec4sr_pl.data.shards --data VoxCeleb --output sharded`.
+
+A split becomes a folder of plain tar files and an index: the speaker, length and place of each utterance. With the output
+as its root a data module reads members at their places, so a million utterances need neither a million files to open nor a
+look at each of them. All else is as with files: samples, names, the order of an epoch, a resume.
+
+Why not WebDataset or litdata: both read shards from front to back and shuffle shards and what a buffer holds, each process
+its own. The order of an epoch would not be the permutation from (seed, epoch), dealt to any number of processes, on which
+an exact resume rests, and a crop would cost its whole shard. WebDataset can read these tar files all the same.
+"""
+
+import csv
+import os
+import shutil
+import tarfile
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+
+from jsonargparse import ArgumentParser
+from rich.console import Console
+from rich.progress import MofNCompleteColumn, Progress
+
+from sec4sr_pl import audio
+from sec4sr_pl.checkpoint import CHECKSUMS, checksum
+from sec4sr_pl.data import SpeakerData
+from sec4sr_pl.data.download import one_line_errors
+from sec4sr_pl.data.manifest import INDEX, DataError, Utterance
+
+
+def convert(data: SpeakerData, output: Path, splits: list[str] | None = None, megabytes: int = 1_000) -> None:
+    """Pack the files of a data set, unchanged, into shards of the same splits; a killed command goes on.
+
+    Args:
+        data: e.g. VoxCeleb, and its --data.root.
+        output: --data.root of the sharded form.
+        splits: folders to pack; default: all that belong to the data.
+        megabytes: after which a shard ends; an utterance is never cut.
+
+    Raises:
+        DataError: files that can't be used, or shards of other utterances in the output.
+        ValueError: shards without a size.
+    """
+    if megabytes < 1:
+        raise ValueError(f"Expected shards of at least 1 megabyte, got {megabytes}")
+    if data.root.resolve() == output.resolve():
+        raise DataError(f"Expected another folder than that of the data, got {output} for both")
+    data.prepare_data()
+    for split in data.splits if splits is None else splits:
+        pack(data.scan(split), data.root / split, output / split, megabytes * 1_000_000)
+    if data.trial_list is not None and data.trial_list.is_file():
+        shutil.copy(data.trial_list, output)
+
+
+def pack(utterances: Sequence[Utterance], source: Path, folder: Path, size: int) -> None:
+    """Write the shards of a split, then checksums for `sha256sum -c`, and at last the index, which makes it a split.
+
+    Each shard is renamed into place when it is whole; what its index will hold stands beside it until then.
+
+    Args:
+        utterances: whole files, in manifest order.
+        source: that holds the files; names inside the shards are relative to it.
+        folder: to hold the shards.
+        size: bytes after which a shard ends.
+
+    Raises:
+        DataError: shards of other utterances in the folder.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    whole = read_rows(folder / INDEX)
+    notes: list[Path] = []
+    rows: list[list[str]] = []
+    with Progress(*Progress.get_default_columns(), MofNCompleteColumn(), console=Console(stderr=True)) as progress:
+        task = progress.add_task(str(folder), total=len(utterances))
+        for number, part in enumerate(cut(utterances, source, size)):
+            shard = folder / f"{number:05}.tar"
+            notes.append(shard.with_suffix(".csv"))
+            planned = [
+                [u.name, u.speaker, str(u.frames), str(u.rate), shard.name, *entry(u.path, source)] for u in part
+            ]
+            written = whole[len(rows) : len(rows) + len(part)] if whole else read_rows(notes[-1])
+            if not written:
+                offsets = write_shard(shard, part, source, lambda: progress.advance(task))
+                written = [[*row, str(offset)] for row, offset in zip(planned, offsets, strict=True)]
+                write_rows(notes[-1], written)
+            if [row[:-1] for row in written] != planned:
+                raise DataError(f"{folder} holds shards of other utterances, or of another size: remove it")
+            rows += written
+            progress.update(task, completed=len(rows))
+    if whole:
+        if len(whole) != len(rows):
+            raise DataError(f"{folder} holds shards of more utterances: remove it")
+        return
+    sums = "".join(f"{checksum(note.with_suffix('.tar'))}  {note.stem}.tar\n" for note in notes)
+    (folder / CHECKSUMS).write_text(sums)
+    write_rows(folder / INDEX, rows)
+    for note in notes:
+        note.unlink()
+
+
+def cut(utterances: Sequence[Utterance], source: Path, size: int) -> Iterator[list[Utterance]]:
+    """Runs of utterances of at least `size` bytes; the last may have fewer."""
+    part: list[Utterance] = []
+    total = 0
+    for utterance in utterances:
+        part.append(utterance)
+        total += int(entry(utterance.path, source)[1])
+        if total >= size:
+            yield part
+            part, total = [], 0
+    if part:
+        yield part
+
+
+def entry(path: Path | audio.Member, source: Path) -> tuple[str, str]:
+    """The name of a file inside a shard, and its bytes."""
+    if isinstance(path, audio.Member):
+        return path.name, str(path.size)
+    return path.relative_to(source).as_posix(), str(path.stat().st_size)
+
+
+def write_shard(shard: Path, utterances: Sequence[Utterance], source: Path, done: Callable[[], None]) -> list[int]:
+    """Write a tar file, and call `done` after each utterance; where in it each file begins."""
+    offsets = []
+    partial = shard.with_name(f".{shard.name}.part")
+    with tarfile.open(partial, "w") as tar:
+        for utterance in utterances:
+            name, size = entry(utterance.path, source)
+            member = tarfile.TarInfo(name)  # no time and no owner: the same files make the same shard
+            member.size = int(size)
+            with utterance.path.open("rb") as file:
+                tar.addfile(member, file)
+            offsets.append(tar.offset - -(-member.size // tarfile.BLOCKSIZE) * tarfile.BLOCKSIZE)
+            done()
+    partial.replace(shard)
+    return offsets
+
+
+def read_rows(path: Path) -> list[list[str]]:
+    """The rows of a CSV file; none where it is not there."""
+    if not path.is_file():
+        return []
+    with path.open(newline="") as file:
+        return list(csv.reader(file))
+
+
+def write_rows(path: Path, rows: Sequence[Sequence[str]]) -> None:
+    """Write a CSV file that appears under its name only when it is whole."""
+    partial = path.with_name(f".{path.name}.part")
+    with partial.open("w", newline="") as file:
+        csv.writer(file).writerows(rows)
+        file.flush()
+        os.fsync(file.fileno())
+    partial.replace(path)
+
+
+def main(args: list[str] | None = None) -> None:
+    """Run the command line.
+
+    Args:
+        args: default: those of the process.
+    """
+    parser = ArgumentParser(prog="python -m sec4sr_pl.data.shards", description="Pack a data set into shards.")
+    parser.add_function_arguments(convert, fail_untyped=False)
+    config = parser.parse_args(args)
+    with one_line_errors(parser):
+        values = parser.instantiate_classes(config).as_dict()
+        convert(**values)
+        Console().print(f"{values['output']} is there: use it as --data.root", markup=False, soft_wrap=True)
+
+
+if __name__ == "__main__":
+    main()
