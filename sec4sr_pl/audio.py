@@ -52,7 +52,7 @@ class Member(NamedTuple):
         """Whether its archive does."""
         return self.archive.exists()
 
-    def open(self, mode: str = "rb") -> BinaryIO:
+    def open(self, mode: str = "rb") -> io.BytesIO:
         """The file, in memory, to be read.
 
         Raises:

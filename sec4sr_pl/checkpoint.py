@@ -183,7 +183,7 @@ def load_recognizer(path: Path, trusted: Sequence[str] = ("sec4sr_pl",)) -> Reco
 def checksum(path: Path | Member) -> str:
     """SHA-256 of a file, in hexadecimal."""
     with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+        return hashlib.file_digest(file, "sha256").hexdigest()  # type: ignore[arg-type, unused-ignore]
 
 
 def read_checksums(folder: Path) -> dict[str, str]:

@@ -17,8 +17,10 @@ from sec4sr_pl.data import SpeakerData
 from sec4sr_pl.data.base import Utterances, collate
 from sec4sr_pl.defenses import Defense
 from sec4sr_pl.draws import key
+from sec4sr_pl.normalization import Normalized
 from sec4sr_pl.recognizer import Recognizer
 from sec4sr_pl.scoring import EnrolledScorer
+from sec4sr_pl.types import REJECT
 
 Task = Literal["CSI", "SV", "OSI"]
 
@@ -101,6 +103,20 @@ def calibrate(scores: Tensor, labels: Tensor, task: Task, target_prior: float | 
     return Calibration(float(threshold), len(targets), len(nontargets), float(rate))
 
 
+def strangers(cohort: SpeakerData, data: SpeakerData) -> Utterances:
+    """The training utterances of a cohort, but for those of speakers who are enrolled, calibrate or are tested.
+
+    Raises:
+        ValueError: fewer than two.
+    """
+    cohort.prepare_data()
+    known = {utterance.speaker for part in ("enroll", "calibration", "test") for utterance in data.utterances(part)}
+    utterances = [utterance for utterance in cohort.utterances("train") if utterance.speaker not in known]
+    if len(utterances) < 2:
+        raise ValueError(f"Expected a cohort of two or more utterances of strangers, got {len(utterances)}")
+    return Utterances(utterances, [REJECT] * len(utterances), cohort.resample)
+
+
 def enroll(
     recognizer: Recognizer,
     data: SpeakerData,
@@ -108,6 +124,7 @@ def enroll(
     target_prior: float | None = None,
     batch_size: int = 16,
     seed: int = 0,
+    cohort: SpeakerData | None = None,
 ) -> Calibration | None:
     """Enroll the speakers of the data's part `enroll` in a recognizer, and set its threshold, through its defenses.
 
@@ -121,6 +138,7 @@ def enroll(
         target_prior: as in `calibrate`.
         batch_size: utterances embedded at a time.
         seed: of the draws of randomized defenses.
+        cohort: its training utterances normalize the scores of a scorer that is `Normalized`.
 
     Raises:
         ValueError: a scorer that can't be enrolled, or utterances that can't be used.
@@ -128,7 +146,13 @@ def enroll(
     scorer = recognizer.eval().scorer
     if not isinstance(scorer, EnrolledScorer):
         raise ValueError(f"{type(scorer).__name__} has no enrollment: expected a scorer such as Cosine")
+    if (cohort is None) == isinstance(scorer, Normalized):
+        raise ValueError(
+            f"Expected a cohort for a scorer that is Normalized and for no other, got {scorer._get_name()}"
+        )
     data.prepare_data()
+    if isinstance(scorer, Normalized) and cohort is not None:
+        scorer.take_cohort(embed(recognizer, strangers(cohort, data), batch_size, seed))
     data.connect(sorted({utterance.speaker for utterance in data.utterances("enroll")}))
     enrollment = data.dataset("enroll")
     embeddings = embed(recognizer, enrollment, batch_size, seed)
@@ -150,6 +174,7 @@ def make(
     checkpoint: Path | None = None,
     scorer: EnrolledScorer | None = None,
     defenses: list[Defense] | None = None,
+    cohort: SpeakerData | None = None,
     task: Task = "OSI",
     target_prior: float | None = None,
     batch_size: int = 16,
@@ -166,6 +191,9 @@ def make(
         checkpoint: instead of it, a recognizer that was trained or enrolled before.
         scorer: instead of its own, e.g. Cosine in place of a classifier head.
         defenses: instead of its own; speakers are enrolled and the threshold is set through them.
+        cohort: data whose training utterances normalize the scores, e.g. Spk251, for a scorer such as
+            {class_path: sec4sr_pl.normalization.Normalized, init_args: {scorer: Cosine, top: 100}}; speakers who are
+            enrolled, calibrate or are tested are left out.
         task: OSI (open-set identification), SV (verification) or CSI (closed set, without a threshold).
         target_prior: set the threshold at the lowest detection cost for this probability of a target; default: where
             both errors are equal.
@@ -186,7 +214,7 @@ def make(
         made.scorer if scorer is None else scorer,
         list(made.defenses) if defenses is None else defenses,  # type: ignore[arg-type]
     ).to(device)
-    calibration = enroll(made, data, task, target_prior, batch_size, seed)
+    calibration = enroll(made, data, task, target_prior, batch_size, seed, cohort)
     save_recognizer(made, output)
     text = f"Enrolled {len(made.scorer.speakers)} speakers in {output}."
     if calibration is not None:

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import soundfile
 import torch
 from scipy.signal import lfilter
 from torch import Tensor, nn
@@ -51,6 +52,29 @@ def data_root() -> Path:
     if not root:
         pytest.skip("needs real speech: set the variable SEC4SR_DATA")
     return Path(root)
+
+
+@pytest.fixture(scope="session")
+def voxceleb(data_root: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Real speech in the form of VoxCeleb: 10 speakers of 2 videos to train on, 8 others of 2 utterances, trials."""
+    root, claims = tmp_path_factory.mktemp("voxceleb"), []
+    for split, video in (("Spk10_enroll", "x-6uYqmx31k"), ("Spk10_test", "8jEAjG6SegY")):
+        for speaker in (data_root / split).iterdir():
+            for number, path in enumerate(sorted(speaker.iterdir()), 1):
+                target = root / "vox2_dev" / "wav" / f"id{speaker.name:>05}" / video / f"{number:05}.wav"
+                target.parent.mkdir(parents=True, exist_ok=True)
+                soundfile.write(target, soundfile.read(path, 32_000 + 16 * number, dtype="int16")[0], SAMPLE_RATE)
+    for speaker in sorted((data_root / "Spk10_imposter").iterdir())[:8]:
+        samples, _ = soundfile.read(next(speaker.iterdir()), dtype="int16")
+        for number, half in enumerate(np.array_split(samples, 2), 1):
+            name = f"id{speaker.name:>05}/nnnnnnnnnnn/{number:05}.wav"
+            (root / "vox1_test" / "wav" / name).parent.mkdir(parents=True, exist_ok=True)
+            soundfile.write(root / "vox1_test" / "wav" / name, half, SAMPLE_RATE)
+            claims.append(name)
+    pairs = [(one, other) for index, one in enumerate(claims) for other in claims[index + 1 :]]
+    lines = [f"{int(one[:7] == other[:7])} {one} {other}\n" for one, other in pairs]
+    (root / "veri_test2.txt").write_text("".join(lines))
+    return root
 
 
 @pytest.fixture(scope="session")

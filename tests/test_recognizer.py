@@ -365,7 +365,7 @@ MODULES = sorted(PACKAGE.rglob("*.py"))
 ORDER = [
     {"types", "audio", "kaldi", "draws", "allocator"},
     {"features", "backbones", "scoring", "losses", "defenses", "attacks", "metrics"},  # these never import each other
-    {"recognizer", "checkpoint", "data"},
+    {"recognizer", "checkpoint", "data", "normalization"},
     {"training", "callbacks", "robustness", "enrollment"},
     {"cli", "evaluation"},
 ]

@@ -689,6 +689,11 @@ def tiny_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     shutil.copytree(root / "train", root / "Spk251_train")
     shutil.copytree(root / "test", root / "Spk251_test")
     shutil.copytree(root / "train", root / "Spk10_enroll")
+    for folder in ("vox1_dev/wav", "vox2_dev/wav", "vox1_test/wav", "train-clean-360"):
+        for speaker in (root / "train").iterdir():
+            shutil.copytree(speaker, root / folder / speaker.name / "session")
+    for folder in ("musan/noise", "musan/music", "musan/speech", "RIRS_NOISES/simulated_rirs"):
+        shutil.copytree(root / "test" / "speaker0", root / folder)
     return root
 
 
@@ -786,7 +791,8 @@ def test_every_model_config_is_a_recognizer(config: Path, tiny_data: Path) -> No
 
 
 @pytest.mark.parametrize("config", of("data"))
-def test_every_data_config_is_a_data_module(config: Path, tiny_data: Path) -> None:
+def test_every_data_config_is_a_data_module(config: Path, tiny_data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SEC4SR_DATA", str(tiny_data))
     cli = assemble(*BASE, f"--data={config}", f"--data.root={tiny_data}")
     assert isinstance(cli.datamodule, SpeakerData)
     assert len(cli.model.recognizer.scorer.speakers) == 3

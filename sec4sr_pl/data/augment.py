@@ -1,8 +1,14 @@
 """Augmentations of training crops, for any recognizer."""
 
+from collections.abc import Sequence
+from pathlib import Path
+
 import torch
 from torch import Tensor, nn
+from torchaudio.functional import fftconvolve
 
+from sec4sr_pl import audio
+from sec4sr_pl.data.manifest import DataError, find_root
 from sec4sr_pl.types import SAMPLE_RATE
 
 
@@ -37,3 +43,133 @@ class RandomEqualizer(nn.Module):
         filtered: Tensor = torch.fft.irfft(torch.fft.rfft(waveforms) * 10.0 ** (decibels / 20.0), time)
         filtered /= filtered.abs().amax(1, keepdim=True).clamp_min(1.0)
         return filtered
+
+
+class OneOf(nn.Module):
+    """One augmentation, drawn among several for each crop, or none.
+
+    Args:
+        augmentations: each as likely.
+        chance: that there is one.
+
+    Raises:
+        ValueError: no augmentation, or a chance outside [0, 1].
+    """
+
+    def __init__(self, augmentations: Sequence[nn.Module], chance: float = 0.8) -> None:
+        super().__init__()
+        if not augmentations or not 0.0 <= chance <= 1.0:
+            raise ValueError(f"Expected augmentations and a chance in [0, 1], got {len(augmentations)} and {chance}")
+        self.augmentations, self.chance = nn.ModuleList(augmentations), chance
+
+    def forward(self, waveforms: Tensor) -> Tensor:
+        """(batch, time) -> (batch, time)."""
+        if float(torch.rand(())) >= self.chance:
+            return waveforms
+        changed: Tensor = self.augmentations[_below(len(self.augmentations))](waveforms)
+        return changed
+
+
+class Noise(nn.Module):
+    """Sounds of a folder under each crop: one of MUSAN's noises, a piece of its music, or several of its voices.
+
+    Args:
+        folder: of 16 kHz mono files at any depth; a relative path begins at the root of the data.
+        low: least signal-to-noise ratio, dB.
+        high: greatest, dB; drawn uniformly.
+        fewest: sounds at once, at least.
+        most: sounds at once, at most, all of one level.
+
+    Raises:
+        ValueError: an empty range.
+        DataError: a folder that is missing or holds no files.
+
+    Source: Snyder, Chen and Povey, "MUSAN: a music, speech, and noise corpus", 2015; Snyder et al., "X-vectors: robust
+    DNN embeddings for speaker recognition", 2018 (noise 0 to 15 dB, music 5 to 15 dB, 3 to 7 voices 13 to 20 dB).
+    """
+
+    def __init__(self, folder: Path, low: float = 0.0, high: float = 15.0, fewest: int = 1, most: int = 1) -> None:
+        super().__init__()
+        if not (low <= high and 1 <= fewest <= most):
+            raise ValueError(f"Expected low <= high and 1 <= fewest <= most, got {low}, {high}, {fewest} and {most}")
+        self.folder, self.low, self.high, self.fewest, self.most = folder, low, high, fewest, most
+        self.files = find_audio(folder)
+
+    def forward(self, waveforms: Tensor) -> Tensor:
+        """(batch, time) -> (batch, time), scaled down where it would clip."""
+        return torch.stack([self.add(waveform) for waveform in waveforms])
+
+    def add(self, waveform: Tensor) -> Tensor:
+        """A (time,) waveform with noise."""
+        count = self.fewest + _below(self.most - self.fewest + 1)
+        sounds = [self.sound(len(waveform)) for _ in range(count)]
+        noise = torch.stack([sound / _level(sound) for sound in sounds]).sum(0)
+        decibels = self.low + (self.high - self.low) * float(torch.rand(()))
+        return _unclipped(waveform + noise * (_level(waveform) / _level(noise) * 10.0 ** (-decibels / 20.0)))
+
+    def sound(self, samples: int) -> Tensor:
+        """A stretch of one of the files, repeated where it is shorter."""
+        path = self.files[_below(len(self.files))]
+        total = audio.info(path).frames
+        frames = min(samples, total)
+        stretch = audio.read(path, _below(total - frames + 1), frames)
+        return stretch.repeat(-(-samples // frames))[:samples]
+
+
+class Room(nn.Module):
+    """The crop in a room: convolved with one of the impulse responses of a folder.
+
+    The direct sound, where the response is loudest, stays where it was, and the crop's level as it was.
+
+    Args:
+        folder: of 16 kHz mono files at any depth, e.g. RIRS_NOISES/simulated_rirs; a relative path begins at the root
+            of the data.
+
+    Raises:
+        DataError: a folder that is missing or holds no files.
+
+    Source: Ko et al., "A study on data augmentation of reverberant speech for robust speech recognition", 2017.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__()
+        self.folder = folder
+        self.files = find_audio(folder)
+
+    def forward(self, waveforms: Tensor) -> Tensor:
+        """(batch, time) -> (batch, time), scaled down where it would clip."""
+        return torch.stack([self.convolve(waveform) for waveform in waveforms])
+
+    def convolve(self, waveform: Tensor) -> Tensor:
+        """A (time,) waveform in a room."""
+        response = audio.read(self.files[_below(len(self.files))])
+        direct = int(response.abs().argmax())
+        heard: Tensor = fftconvolve(waveform, response)[direct : direct + len(waveform)]
+        return _unclipped(heard * (_level(waveform) / _level(heard)))
+
+
+def find_audio(folder: Path) -> list[Path]:
+    """The audio files of a folder, at any depth, sorted; a relative path begins at the root of the data.
+
+    Raises:
+        DataError: a folder that is missing or holds none.
+    """
+    place = find_root(None) / folder
+    files = sorted(path for path in place.rglob("*") if path.suffix.lower() in audio.EXTENSIONS)
+    if not files:
+        raise DataError(f"There are no wav or flac files in {place}: expected sounds or impulse responses, 16 kHz mono")
+    return files
+
+
+def _below(limit: int) -> int:
+    """A draw from 0, 1, ... below a limit."""
+    return int(torch.randint(limit, ()))
+
+
+def _level(waveform: Tensor) -> Tensor:
+    """Root mean square, never 0."""
+    return waveform.square().mean().sqrt().clamp_min(1e-6)
+
+
+def _unclipped(waveform: Tensor) -> Tensor:
+    return waveform / waveform.abs().max().clamp_min(1.0)

@@ -91,9 +91,9 @@ class EpochSampler(DistributedSampler[Item]):
 
 
 class BalancedSampler(EpochSampler):
-    """Meets every speaker as often, instead of every crop: rounds of all speakers, each in an order of its own.
+    """Meets every speaker as often, instead of every utterance: rounds of all speakers, each in an order of its own.
 
-    A speaker's crops come in a random order, those of a speaker with few again and again, each time as other crops.
+    A speaker's utterances come in turns, each in an order of its own; each time another crop is taken.
 
     Args:
         crops: their number is that of an epoch.
@@ -104,9 +104,9 @@ class BalancedSampler(EpochSampler):
 
     def __init__(self, crops: Crops, replicas: int, rank: int, seed: int) -> None:
         super().__init__(crops, replicas, rank, shuffle=False, seed=seed)
-        speakers = torch.tensor(crops.source.labels).repeat_interleave(crops.repeats)
-        self.own = [(speakers == speaker).nonzero().squeeze(1) for speaker in speakers.unique()]
-        self.size = len(speakers)
+        speakers = torch.tensor(crops.source.labels)
+        self.own = [(speakers == speaker).nonzero().squeeze(1) for speaker in torch.unique(speakers)]
+        self.size, self.repeats = len(crops), crops.repeats
 
     def __iter__(self) -> Iterator[Any]:
         """(epoch, index) pairs of this rank."""
@@ -119,8 +119,13 @@ class BalancedSampler(EpochSampler):
         rounds = -(-self.size // len(self.own))
         queues = []
         for own in self.own:
-            turns = [own[torch.randperm(len(own), generator=generator)] for _ in range(-(-rounds // len(own)))]
-            queues.append(torch.cat([crops + turn * self.size for turn, crops in enumerate(turns)])[:rounds])
+            turns = [
+                own[torch.randperm(len(own), generator=generator)] * self.repeats
+                + turn % self.repeats
+                + turn // self.repeats * self.size
+                for turn in range(-(-rounds // len(own)))
+            ]
+            queues.append(torch.cat(turns)[:rounds])
         shuffled = torch.rand(rounds, len(self.own), generator=generator).argsort(1)
         return torch.stack(queues, 1).gather(1, shuffled).flatten()[: self.size].tolist()
 

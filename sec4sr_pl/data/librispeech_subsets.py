@@ -9,7 +9,7 @@ from sec4sr_pl.data.base import SpeakerData
 class LibriSpeech(SpeakerData):
     """Any subsets of LibriSpeech: readers to train on, and others.
 
-    Test utterances are of readers who are not trained on, labelled `REJECT`. For closed-set identification see `Spk251`.
+    Test utterances are of readers who are not trained on, labelled `REJECT`; for closed sets there is `Spk251`.
 
     Args:
         root: holds the subsets' folders, the `LibriSpeech` of its archives; default: the variable SEC4SR_DATA, else

@@ -1,4 +1,4 @@
-"""The sorted list of a split's utterances, read once from the files' headers and cached, or from the index of shards."""
+"""The sorted list of a split's utterances, from the files' headers, read once and cached, or from an index."""
 
 import csv
 import os

@@ -1,12 +1,12 @@
 """Pack a data set into shards: `python -m sec4sr_pl.data.shards --data VoxCeleb --output sharded`.
 
-A split becomes a folder of plain tar files and an index: the speaker, length and place of each utterance. With the output
-as its root a data module reads members at their places, so a million utterances need neither a million files to open nor a
-look at each of them. All else is as with files: samples, names, the order of an epoch, a resume.
+A split becomes a folder of plain tar files and an index: the speaker, length and place of each utterance. With the
+output as its root a data module reads members at their places, so a million utterances need neither a million files to
+open nor a look at each of them. All else is as with files: samples, names, the order of an epoch, a resume.
 
-Why not WebDataset or litdata: both read shards from front to back and shuffle shards and what a buffer holds, each process
-its own. The order of an epoch would not be the permutation from (seed, epoch), dealt to any number of processes, on which
-an exact resume rests, and a crop would cost its whole shard. WebDataset can read these tar files all the same.
+Why not WebDataset or litdata: both are streams, which shuffle shards and then what a buffer or a chunk holds, each
+process its own. The order of an epoch would not be the permutation from (seed, epoch), dealt to any number of
+processes, on which an exact resume rests. WebDataset can read these tar files all the same.
 """
 
 import csv
@@ -54,7 +54,7 @@ def convert(data: SpeakerData, output: Path, splits: list[str] | None = None, me
 def pack(utterances: Sequence[Utterance], source: Path, folder: Path, size: int) -> None:
     """Write the shards of a split, then checksums for `sha256sum -c`, and at last the index, which makes it a split.
 
-    Each shard is renamed into place when it is whole; what its index will hold stands beside it until then.
+    Each shard is renamed into place when it is whole; its rows of the index stand beside it, and say that it is.
 
     Args:
         utterances: whole files, in manifest order.
@@ -66,35 +66,27 @@ def pack(utterances: Sequence[Utterance], source: Path, folder: Path, size: int)
         DataError: shards of other utterances in the folder.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    whole = read_rows(folder / INDEX)
-    notes: list[Path] = []
+    shards: list[Path] = []
     rows: list[list[str]] = []
     with Progress(*Progress.get_default_columns(), MofNCompleteColumn(), console=Console(stderr=True)) as progress:
         task = progress.add_task(str(folder), total=len(utterances))
         for number, part in enumerate(cut(utterances, source, size)):
-            shard = folder / f"{number:05}.tar"
-            notes.append(shard.with_suffix(".csv"))
+            shards.append(folder / f"{number:05}.tar")
             planned = [
-                [u.name, u.speaker, str(u.frames), str(u.rate), shard.name, *entry(u.path, source)] for u in part
+                [u.name, u.speaker, str(u.frames), str(u.rate), shards[-1].name, *entry(u.path, source)] for u in part
             ]
-            written = whole[len(rows) : len(rows) + len(part)] if whole else read_rows(notes[-1])
-            if not written:
-                offsets = write_shard(shard, part, source, lambda: progress.advance(task))
-                written = [[*row, str(offset)] for row, offset in zip(planned, offsets, strict=True)]
-                write_rows(notes[-1], written)
+            note = shards[-1].with_suffix(".csv")
+            if not note.is_file():
+                offsets = write_shard(shards[-1], part, source, lambda: progress.advance(task))
+                write_rows(note, [[*row, str(offset)] for row, offset in zip(planned, offsets, strict=True)])
+            written = read_rows(note)
             if [row[:-1] for row in written] != planned:
                 raise DataError(f"{folder} holds shards of other utterances, or of another size: remove it")
             rows += written
             progress.update(task, completed=len(rows))
-    if whole:
-        if len(whole) != len(rows):
-            raise DataError(f"{folder} holds shards of more utterances: remove it")
-        return
-    sums = "".join(f"{checksum(note.with_suffix('.tar'))}  {note.stem}.tar\n" for note in notes)
-    (folder / CHECKSUMS).write_text(sums)
-    write_rows(folder / INDEX, rows)
-    for note in notes:
-        note.unlink()
+    if not (folder / INDEX).is_file() or read_rows(folder / INDEX) != rows:
+        (folder / CHECKSUMS).write_text("".join(f"{checksum(shard)}  {shard.name}\n" for shard in shards))
+        write_rows(folder / INDEX, rows)
 
 
 def cut(utterances: Sequence[Utterance], source: Path, size: int) -> Iterator[list[Utterance]]:
@@ -136,9 +128,7 @@ def write_shard(shard: Path, utterances: Sequence[Utterance], source: Path, done
 
 
 def read_rows(path: Path) -> list[list[str]]:
-    """The rows of a CSV file; none where it is not there."""
-    if not path.is_file():
-        return []
+    """The rows of a CSV file."""
     with path.open(newline="") as file:
         return list(csv.reader(file))
 

@@ -45,9 +45,7 @@ class Trials:
                 raise DataError(f"Line {number} of {path} is '{line}': expected 'label path path' with label 0 or 1")
             label, enroll, test = fields
             if labels.setdefault((enroll, test), label) != label:
-                raise DataError(
-                    f"Line {number} of {path} gives the trial '{enroll} {test}' the other label than before"
-                )
+                raise DataError(f"Line {number} of {path} gives '{enroll} {test}' the other label than before")
             rows.append((label == "1", enroll, test))
         if not rows:
             raise DataError(f"{path} holds no trial: expected lines 'label path path'")

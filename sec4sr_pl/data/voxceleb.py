@@ -75,7 +75,7 @@ class VoxCeleb(SpeakerData):
             trained = {utterance.speaker for utterance in super().utterances("train")}
             if both := sorted(trained.intersection(utterance.speaker for utterance in utterances)):
                 raise DataError(
-                    f"{len(both)} speakers of {self.trial_list} are trained on ({', '.join(both[:5])}): with the trials "
-                    "E and H train on VoxCeleb2"
+                    f"{len(both)} speakers of {self.trial_list} are trained on ({', '.join(both[:5])}): train on "
+                    "VoxCeleb2 for the trials E and H"
                 )
         return utterances

@@ -1,0 +1,177 @@
+"""Shards: the same utterances, samples and epochs as from files, out of few files, after any interruption."""
+
+import hashlib
+import sys
+import tarfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from test_data import batches, by_name
+
+from sec4sr_pl import audio
+from sec4sr_pl.checkpoint import checksum
+from sec4sr_pl.data import VoxCeleb
+from sec4sr_pl.data import shards as packing
+from sec4sr_pl.data.manifest import DataError
+from sec4sr_pl.data.shards import convert, main, pack
+
+PARTS = ("train", "development", "test", "trials")
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+
+
+@pytest.fixture(scope="module")
+def sharded(voxceleb: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The data set in shards of about a megabyte."""
+    root = tmp_path_factory.mktemp("sharded")
+    convert(VoxCeleb(voxceleb), root, megabytes=1)
+    return root
+
+
+def content(folder: Path) -> dict[str, bytes]:
+    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in sorted(folder.rglob("*.*"))}
+
+
+@pytest.mark.parametrize("part", PARTS)
+def test_utterances_are_those_of_the_files_to_the_sample(part: str, voxceleb: Path, sharded: Path) -> None:
+    files, packed = VoxCeleb(voxceleb).dataset(part), VoxCeleb(sharded).dataset(part)
+    assert len(files) == len(packed) > 0
+    for index in range(len(files)):
+        (expected, *known), (waveform, *rest) = files[index], packed[index]
+        assert torch.equal(waveform, expected) and rest == known
+
+
+def test_epochs_are_those_of_the_files(voxceleb: Path, sharded: Path) -> None:
+    settings = {"balanced": True, "crop_seconds": 0.5, "batch_size": 8, "num_workers": 1}
+    files, packed = (batches(VoxCeleb(root, **settings).train_dataloader(), 3) for root in (voxceleb, sharded))
+    assert [batch.names for batch in files] == [batch.names for batch in packed]
+    assert all(torch.equal(crop, by_name(files)[name]) for name, crop in by_name(packed).items())
+
+
+@pytest.fixture(scope="module")
+def opened() -> Iterator[list[str]]:
+    """What the process opened since the list was emptied; a hook can't be taken back, so it is told when to end."""
+    paths: list[str] = []
+    listening = [True]
+
+    def hook(event: str, arguments: tuple[object, ...]) -> None:
+        if listening[0] and event == "open":
+            paths.append(str(arguments[0]))
+
+    sys.addaudithook(hook)
+    yield paths
+    listening[0] = False
+
+
+def test_reading_all_utterances_opens_each_shard_once(sharded: Path, opened: list[str]) -> None:
+    dataset = VoxCeleb(sharded).dataset("train")
+    audio._archive.cache_clear()
+    opened.clear()
+    for _ in range(2):
+        for index in range(len(dataset)):
+            dataset[index]
+    shards = [path.name for path in (sharded / "vox2_dev" / "wav").glob("*.tar")]
+    assert 1 < len(shards) < len(dataset)
+    assert sorted(Path(path).name for path in opened) == sorted(shards)
+
+
+def test_a_file_and_its_copy_in_a_shard_have_one_checksum(voxceleb: Path, sharded: Path) -> None:
+    """A campaign knows its utterances by it."""
+    files, packed = VoxCeleb(voxceleb).utterances("test"), VoxCeleb(sharded).utterances("test")
+    assert [checksum(u.path) for u in files] == [checksum(u.path) for u in packed]
+
+
+def test_shards_are_plain_tar_files_with_checksums(voxceleb: Path, sharded: Path, tmp_path: Path) -> None:
+    folder = sharded / "vox1_test" / "wav"
+    sums = dict(line.split()[::-1] for line in (folder / "SHA256SUMS").read_text().splitlines())
+    for shard in folder.glob("*.tar"):
+        assert hashlib.sha256(shard.read_bytes()).hexdigest() == sums.pop(shard.name)
+        with tarfile.open(shard) as tar:
+            tar.extractall(tmp_path / "out", filter="data")
+    assert not sums
+    assert content(tmp_path / "out") == content(voxceleb / "vox1_test" / "wav") != {}
+
+
+def test_an_interrupted_conversion_goes_on_and_is_the_same(
+    voxceleb: Path, sharded: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    added: list[str] = []
+    addfile = tarfile.TarFile.addfile
+
+    def interrupted(self: tarfile.TarFile, member: tarfile.TarInfo, file: object = None) -> None:
+        addfile(self, member, file)  # type: ignore[arg-type]
+        added.append(member.name)
+        if len(added) == 30:
+            raise KeyboardInterrupt
+
+    output = tmp_path / "out"
+    with monkeypatch.context() as patch:
+        patch.setattr(tarfile.TarFile, "addfile", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            convert(VoxCeleb(voxceleb), output, megabytes=1)
+    with pytest.raises(DataError, match="holds no <speaker>/<session>/<utterance>"):  # half of it is no data set
+        VoxCeleb(output).utterances("train")
+    done = {path: path.stat().st_mtime_ns for path in output.rglob("*.tar") if path.name[0] != "."}
+    assert done
+    convert(VoxCeleb(voxceleb), output, megabytes=1)
+    assert all(path.stat().st_mtime_ns == time for path, time in done.items())
+    assert content(output) == content(sharded)
+
+
+def test_a_conversion_that_is_done_reads_no_audio(
+    voxceleb: Path, sharded: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(packing, "write_shard", None)
+    monkeypatch.setattr(packing, "checksum", None)
+    convert(VoxCeleb(voxceleb), sharded, megabytes=1)
+
+
+def test_shards_of_other_utterances_are_refused(voxceleb: Path, sharded: Path) -> None:
+    utterances = VoxCeleb(voxceleb).scan("vox1_test/wav")
+    with pytest.raises(DataError, match="shards of other utterances"):
+        pack(utterances[1:], voxceleb / "vox1_test" / "wav", sharded / "vox1_test" / "wav", 1_000_000)
+    with pytest.raises(DataError, match="another folder than that of the data"):
+        convert(VoxCeleb(voxceleb), voxceleb)
+
+
+def test_shards_are_packed_again(voxceleb: Path, sharded: Path, tmp_path: Path) -> None:
+    for root, output in ((voxceleb, tmp_path / "files"), (sharded, tmp_path / "shards")):
+        convert(VoxCeleb(root), output, splits=["vox1_test/wav"], megabytes=2)
+    assert content(tmp_path / "files") == content(tmp_path / "shards")
+
+
+def test_a_truncated_shard_is_named(voxceleb: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "vox1_test" / "wav"
+    pack(VoxCeleb(voxceleb).scan("vox1_test/wav"), voxceleb / "vox1_test" / "wav", folder, 10**9)
+    shard = folder / "00000.tar"
+    shard.write_bytes(shard.read_bytes()[:100_000])
+    last = VoxCeleb(tmp_path).utterances("test")[-1]
+    with pytest.raises(audio.AudioError, match=r"00000.tar.*truncated"):
+        audio.read(last.path)
+    shard.unlink()
+    audio._archive.cache_clear()
+    with pytest.raises(audio.AudioError, match=r"in .*00000.tar does not exist"):
+        audio.read(last.path)
+
+
+def test_a_damaged_index_is_named(tmp_path: Path) -> None:
+    (tmp_path / "vox1_test" / "wav").mkdir(parents=True)
+    (tmp_path / "vox1_test" / "wav" / "index.csv").write_text("a,b,c\n")
+    with pytest.raises(DataError, match=r"index.csv has the row \['a', 'b', 'c'\]"):
+        VoxCeleb(tmp_path).utterances("test")
+
+
+def test_the_command_converts_and_tells_how_to_go_on(
+    voxceleb: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    main(["--data=VoxCeleb", f"--data.root={voxceleb}", f"--output={tmp_path / 'out'}"])
+    assert "use it as --data.root" in capsys.readouterr().out
+    assert len(VoxCeleb(tmp_path / "out").utterances("trials")) == 16
+    with pytest.raises(SystemExit) as stop:
+        main(["--data=VoxCeleb", f"--data.root={tmp_path}", f"--output={tmp_path / 'other'}"])
+    assert stop.value.code == 1 and "There is no folder" in capsys.readouterr().err

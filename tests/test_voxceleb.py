@@ -1,0 +1,136 @@
+"""VoxCeleb, LibriSpeech's subsets and lists of trials."""
+
+import shutil
+from pathlib import Path
+
+import pytest
+import soundfile
+import torch
+
+from sec4sr_pl.data import LibriSpeech, SpeakerData, Spk251, Trials, VoxCeleb
+from sec4sr_pl.data.manifest import DataError
+from sec4sr_pl.types import REJECT
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+
+
+def test_utterances_are_named_by_speaker_video_and_number(voxceleb: Path) -> None:
+    data = VoxCeleb(voxceleb)
+    utterances = data.utterances("train") + data.utterances("development")
+    assert len(utterances) == 70 and len({u.name for u in utterances}) == 70
+    assert {"id00367-8jEAjG6SegY-00001", "id00367-x-6uYqmx31k-00001"} <= {u.name for u in utterances}
+    assert all(u.speaker == u.path.parts[-3] for u in utterances)
+    assert len(data.speakers) == 10 and data.speakers == tuple(sorted(data.speakers))
+
+
+def test_test_speakers_are_strangers(voxceleb: Path) -> None:
+    data = VoxCeleb(voxceleb)
+    assert data.dataset("test").labels == [REJECT] * 16
+    assert sorted(set(data.dataset("development").labels)) == list(range(10))
+
+
+def test_trials_index_their_utterances(voxceleb: Path) -> None:
+    data = VoxCeleb(voxceleb)
+    trials, dataset = data.trials(), data.dataset("trials")
+    assert len(trials) == 120 and int(trials.labels.sum()) == 8
+    speakers = [utterance.speaker for utterance in dataset.utterances]
+    for (label, enroll, test), one, other in zip(trials, trials.enroll.tolist(), trials.test.tolist(), strict=True):
+        assert enroll.startswith(speakers[one]) and test.startswith(speakers[other])
+        assert dataset.utterances[one].path == voxceleb / "vox1_test" / "wav" / enroll
+        assert label == (speakers[one] == speakers[other])
+
+
+def test_trials_of_a_speaker_who_is_trained_on_are_refused(voxceleb: Path, tmp_path: Path) -> None:
+    file = next((voxceleb / "vox2_dev" / "wav").rglob("*.wav")).relative_to(voxceleb / "vox2_dev" / "wav").as_posix()
+    (tmp_path / "list.txt").write_text(f"1 {file} {file}\n")
+    data = VoxCeleb(voxceleb, trials=tmp_path / "list.txt", trial_splits=["vox1_test/wav", "vox2_dev/wav"])
+    with pytest.raises(DataError, match=rf"1 speakers of .*list.txt are trained on \({file[:7]}\)"):
+        data.utterances("trials")
+
+
+def test_a_missing_folder_shows_the_expected_tree(voxceleb: Path) -> None:
+    with pytest.raises(DataError, match=r"no folder .*vox1_dev(.|\n)*vox2_dev/wav/<speaker>/<video>/<utterance>.wav"):
+        VoxCeleb(voxceleb, train_split="vox1_dev/wav").utterances("train")
+
+
+def test_m4a_files_are_named_with_the_way_to_convert_them(tmp_path: Path) -> None:
+    (tmp_path / "vox2_dev" / "aac" / "id1" / "v").mkdir(parents=True)
+    (tmp_path / "vox2_dev" / "aac" / "id1" / "v" / "1.m4a").touch()
+    with pytest.raises(DataError, match=r"holds m4a files.*ffmpeg"):
+        VoxCeleb(tmp_path, train_split="vox2_dev/aac").utterances("train")
+
+
+def test_subsets_of_librispeech_keep_their_ids(data_root: Path, tmp_path: Path) -> None:
+    for source, subset in (("Spk10_enroll", "train-clean-100"), ("Spk10_imposter", "test-clean")):
+        for path in sorted((data_root / source).glob("*/*.flac"))[:9]:
+            reader, chapter, *_ = path.stem.split("-")
+            (tmp_path / subset / reader / chapter).mkdir(parents=True, exist_ok=True)
+            shutil.copy(path, tmp_path / subset / reader / chapter)
+    data = LibriSpeech(tmp_path)
+    names = [utterance.name for utterance in data.utterances("train") + data.utterances("development")]
+    assert sorted(names) == sorted(path.stem for path in (tmp_path / "train-clean-100").rglob("*.flac"))
+    assert len(data.speakers) == 3 and data.dataset("test").labels == [REJECT] * 9
+
+
+# lists of trials
+
+
+def test_a_list_is_read_line_by_line(tmp_path: Path) -> None:
+    (tmp_path / "list.txt").write_text("1 b/1.wav a/2.wav\n\n0 a/2.wav c/3.wav\n")
+    trials = Trials.read(tmp_path / "list.txt")
+    assert list(trials) == [(True, "b/1.wav", "a/2.wav"), (False, "a/2.wav", "c/3.wav")]
+    assert trials.files == ("a/2.wav", "b/1.wav", "c/3.wav")
+    targets, nontargets = trials.split(torch.tensor([0.9, 0.1]))
+    assert targets.tolist() == pytest.approx([0.9]) and nontargets.tolist() == pytest.approx([0.1])
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("1 a.wav\n", "Line 1 of .* is '1 a.wav': expected 'label path path'"),
+        ("1 a.wav b.wav\ntarget a.wav b.wav\n", "Line 2 of .*label 0 or 1"),
+        ("1 a.wav b.wav\n0 a.wav b.wav\n", "Line 2 of .*the other label"),
+        ("\n", "holds no trial"),
+    ],
+)
+def test_a_list_in_another_form_is_refused(text: str, said: str, tmp_path: Path) -> None:
+    (tmp_path / "list.txt").write_text(text)
+    with pytest.raises(DataError, match=said):
+        Trials.read(tmp_path / "list.txt")
+
+
+def test_a_repeated_trial_counts_twice_and_is_told(tmp_path: Path) -> None:
+    (tmp_path / "list.txt").write_text("1 a.wav b.wav\n1 a.wav b.wav\n0 a.wav c.wav\n")
+    with pytest.warns(UserWarning, match="1 of the 3 trials"):
+        assert len(Trials.read(tmp_path / "list.txt")) == 3
+
+
+def test_a_list_that_is_missing_or_names_missing_files_is_refused(voxceleb: Path, tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"no list of trials .*nowhere.txt"):
+        VoxCeleb(voxceleb, trials=Path("nowhere.txt")).trials()
+    with pytest.raises(DataError, match="Spk251 has no list of trials"):
+        Spk251(voxceleb).trials()
+    (tmp_path / "list.txt").write_text("0 id1/v/1.wav id2/v/1.wav\n")
+    with pytest.raises(DataError, match=r"2 of the 2 files of .* \(vox1_test/wav\), first id1/v/1.wav"):
+        VoxCeleb(voxceleb, trials=tmp_path / "list.txt").utterances("trials")
+
+
+def test_the_trials_of_librispeech_mini_name_its_utterances(data_root: Path) -> None:
+    splits = ("Spk10_enroll", "Spk10_test", "Spk10_imposter")
+    data = SpeakerData(data_root, *splits[:2], trials=Path("trials.txt"), trial_splits=splits)
+    trials, dataset = data.trials(), data.dataset("trials")
+    assert len(trials) == 900 and int(trials.labels.sum()) == 40 and len(dataset) == 100
+    labels = torch.tensor(dataset.labels)
+    assert bool(((labels[trials.enroll] == labels[trials.test]) == trials.labels).all())
+
+
+def test_a_flac_file_answers_for_a_wav_file_of_the_list(tmp_path: Path) -> None:
+    (tmp_path / "test" / "ann").mkdir(parents=True)
+    for name in ("1", "2"):
+        soundfile.write(tmp_path / "test" / "ann" / f"{name}.flac", torch.zeros(800).numpy(), 16_000)
+    (tmp_path / "list.txt").write_text("1 ann/1.wav ann/2.wav\n")
+    data = SpeakerData(tmp_path, "test", trials=Path("list.txt"))
+    assert [utterance.name for utterance in data.utterances("trials")] == ["1", "2"]
