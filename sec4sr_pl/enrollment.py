@@ -147,9 +147,8 @@ def enroll(
     if not isinstance(scorer, EnrolledScorer):
         raise ValueError(f"{type(scorer).__name__} has no enrollment: expected a scorer such as Cosine")
     if (cohort is None) == isinstance(scorer, Normalized):
-        raise ValueError(
-            f"Expected a cohort for a scorer that is Normalized and for no other, got {scorer._get_name()}"
-        )
+        came = f"{type(scorer).__name__} and {'none' if cohort is None else type(cohort).__name__}"
+        raise ValueError(f"Expected a cohort for the scorer Normalized and for no other, got {came}")
     data.prepare_data()
     if isinstance(scorer, Normalized) and cohort is not None:
         scorer.take_cohort(embed(recognizer, strangers(cohort, data), batch_size, seed))
@@ -192,7 +191,7 @@ def make(
         scorer: instead of its own, e.g. Cosine in place of a classifier head.
         defenses: instead of its own; speakers are enrolled and the threshold is set through them.
         cohort: data whose training utterances normalize the scores, e.g. Spk251, for a scorer such as
-            {class_path: sec4sr_pl.normalization.Normalized, init_args: {scorer: Cosine, top: 100}}; speakers who are
+            {class_path: Normalized, init_args: {scorer: Cosine, top: 100}}; speakers who are
             enrolled, calibrate or are tested are left out.
         task: OSI (open-set identification), SV (verification) or CSI (closed set, without a threshold).
         target_prior: set the threshold at the lowest detection cost for this probability of a target; default: where
