@@ -261,6 +261,64 @@ def _error_rates(target_scores: Tensor, nontarget_scores: Tensor) -> tuple[Tenso
     return scores, rejected(target_scores) / targets, (nontargets - rejected(nontarget_scores)) / nontargets
 
 
+class DETCurve(NamedTuple):
+    """Error rates at every threshold that tells two scores apart, ascending; (points,) each."""
+
+    thresholds: Tensor
+    """A trial is accepted if its score is above; the first is -inf, which accepts all."""
+    misses: Tensor
+    """Rates of rejected targets, from 0 to 1."""
+    false_alarms: Tensor
+    """Rates of accepted nontargets, from 1 to 0."""
+
+
+def det_curve(target_scores: Tensor, nontarget_scores: Tensor) -> DETCurve:
+    """The curve of detection error tradeoff; it crosses the diagonal at the equal error rate.
+
+    Arguments and errors are those of `equal_error_rate`. Source: Martin et al., "The DET curve in assessment of
+    detection task performance", 1997.
+
+    Returns:
+        A point for each distinct score and one before; rates are NaN where there are no scores of their kind.
+    """
+    scores, misses, false_alarms = _error_rates(target_scores, nontarget_scores)
+    return DETCurve(torch.cat([scores.new_tensor([-math.inf]), scores]), misses, false_alarms)
+
+
+class DetectionErrors(NamedTuple):
+    """Rates of the two errors of verification, () float, NaN where there are no trials of the kind."""
+
+    false_acceptance: Tensor
+    """Nontargets who are accepted, FAR."""
+    false_rejection: Tensor
+    """Targets who are rejected, FRR."""
+
+
+def detection_errors(target_scores: Tensor, nontarget_scores: Tensor, threshold: float | Tensor) -> DetectionErrors:
+    """Error rates of verification at a threshold that was set on other trials.
+
+    Args:
+        target_scores: as in `equal_error_rate`.
+        nontarget_scores: likewise.
+        threshold: a trial is accepted if its score is above.
+
+    Raises:
+        ValueError: scores that are not 1-D float.
+    """
+    return DetectionErrors(*_rates(*_detection_counts(target_scores, nontarget_scores, threshold)))
+
+
+def _detection_counts(targets: Tensor, nontargets: Tensor, threshold: float | Tensor) -> tuple[Tensor, Tensor]:
+    """How often each error was made, and how often it could have been, (2,) each."""
+    _check_scores(targets, nontargets)
+    errors = torch.stack([(nontargets > threshold).sum(), (~(targets > threshold)).sum()])
+    return errors, errors.new_tensor([len(nontargets), len(targets)])
+
+
+def _rates(errors: Tensor, chances: Tensor) -> tuple[Tensor, ...]:
+    return (errors / chances).unbind()
+
+
 def verification_scores(scores: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
     """Scores of target and of nontarget trials (SV): every utterance claims to be every speaker.
 
@@ -308,14 +366,73 @@ def open_set_errors(decisions: Tensor, labels: Tensor) -> OpenSetErrors:
     Raises:
         ValueError: shapes that differ.
     """
+    return OpenSetErrors(*_rates(*_open_set_counts(decisions, labels)))
+
+
+def _open_set_counts(decisions: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    """How often each error was made, and how often it could have been, (3,) each."""
     if decisions.dim() != 1 or decisions.shape != labels.shape:
         raise ValueError(f"expected a decision for each label, got {tuple(decisions.shape)} for {tuple(labels.shape)}")
     enrolled, accepted = labels != REJECT, decisions != REJECT
-    return OpenSetErrors(
-        (accepted & ~enrolled).sum() / (~enrolled).sum(),
-        (~accepted & enrolled).sum() / enrolled.sum(),
-        (accepted & enrolled & (decisions != labels)).sum() / enrolled.sum(),
-    )
+    wrong = [accepted & ~enrolled, ~accepted & enrolled, accepted & enrolled & (decisions != labels)]
+    return torch.stack(wrong).sum(1), torch.stack([~enrolled, enrolled, enrolled]).sum(1)
+
+
+class _ErrorRates(Metric):
+    """Counts errors of several kinds, and how often each could have been made."""
+
+    is_differentiable = False
+    higher_is_better = False
+    full_state_update = False
+    kinds: ClassVar[int]
+    errors: Tensor
+    chances: Tensor
+
+    def __init__(self, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.add_state("errors", torch.zeros(self.kinds, dtype=torch.int64), dist_reduce_fx="sum")
+        self.add_state("chances", torch.zeros(self.kinds, dtype=torch.int64), dist_reduce_fx="sum")
+
+    def _count(self, errors: Tensor, chances: Tensor) -> None:
+        self.errors = self.errors + errors
+        self.chances = self.chances + chances
+
+
+class DetectionErrorRates(_ErrorRates):
+    """FAR and FRR of verification at a threshold, over all trials seen: `detection_errors`.
+
+    Args:
+        threshold: set on other trials.
+        kwargs: those of `torchmetrics.Metric`.
+    """
+
+    kinds = 2
+
+    def __init__(self, threshold: float, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.threshold = threshold
+
+    def update(self, target_scores: Tensor, nontarget_scores: Tensor) -> None:
+        """Count a batch of trials, (targets,) and (nontargets,) float; one of them may be empty."""
+        self._count(*_detection_counts(target_scores, nontarget_scores, self.threshold))
+
+    def compute(self) -> DetectionErrors:
+        """Return rates, NaN where there were no trials of the kind."""
+        return DetectionErrors(*_rates(self.errors, self.chances))
+
+
+class OpenSetErrorRates(_ErrorRates):
+    """FAR, FRR and IER of open-set identification, over all utterances seen: `open_set_errors`."""
+
+    kinds = 3
+
+    def update(self, decisions: Tensor, labels: Tensor) -> None:
+        """Count a batch, two (batch,) int64."""
+        self._count(*_open_set_counts(decisions, labels))
+
+    def compute(self) -> OpenSetErrors:
+        """Return rates, NaN where nobody could make an error."""
+        return OpenSetErrors(*_rates(self.errors, self.chances))
 
 
 class _Trials(Metric):

@@ -1,10 +1,11 @@
-"""A campaign in pictures: accuracy under each attack, with intervals, and success against queries."""
+"""A campaign in pictures: accuracy under each attack, with intervals, success against queries, error tradeoffs."""
 
 import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from sec4sr_pl.metrics import DETCurve
 from sec4sr_pl.robustness.queries import Curve
 from sec4sr_pl.robustness.tables import Summary
 
@@ -50,6 +51,33 @@ def plot_queries(curves: Mapping[str, Curve], path: Path) -> Path:
     axes.set_ylim(0, 100)
     axes.set_xlabel("forward rows an utterance")
     axes.set_ylabel("success, %")
+    axes.legend(fontsize=8)
+    axes.grid(alpha=0.3)
+    return save(figure, path)
+
+
+def plot_det(curves: Mapping[str, DETCurve], path: Path) -> Path:
+    """Write a PNG of error tradeoffs, one line a recognizer or an attack, by name; the path.
+
+    Both axes are on the scale of normal deviates, on which Gaussian scores give a straight line.
+    """
+    from matplotlib.figure import Figure
+    from scipy.stats import norm
+
+    figure = Figure(figsize=(4.8, 4.8), layout="constrained")
+    axes = figure.add_subplot()
+    ticks = [0.001, 0.01, 0.05, 0.2, 0.4, 0.6, 0.8, 0.95, 0.99, 0.999]
+    low, high = norm.ppf([ticks[0] / 2, 1 - ticks[0] / 2])
+    for name, curve in curves.items():
+        rates = (curve.false_alarms, curve.misses)
+        across, up = (norm.ppf(rate.double().cpu().numpy()).clip(low, high) for rate in rates)
+        axes.step(across, up, where="post", label=name)
+    axes.plot([low, high], [low, high], color="gray", linewidth=0.8, linestyle=":")
+    for axis, name in ((axes.xaxis, "false acceptance, %"), (axes.yaxis, "false rejection, %")):
+        axis.set_ticks(norm.ppf(ticks), [f"{100 * tick:g}" for tick in ticks])
+        axis.set_label_text(name)
+    axes.set_xlim(low, high)
+    axes.set_ylim(low, high)
     axes.legend(fontsize=8)
     axes.grid(alpha=0.3)
     return save(figure, path)
