@@ -25,17 +25,21 @@ from torchmetrics.functional.classification import binary_eer
 
 from sec4sr_pl.metrics import (
     AttackSuccessRate,
+    DetectionErrorRates,
     EqualErrorRate,
     MinDCF,
+    OpenSetErrorRates,
     PerceptualEvaluationOfSpeechQuality,
     ShortTimeObjectiveIntelligibility,
     SignalToNoiseRatio,
     attack_success_rate,
+    detection_errors,
     equal_error_rate,
     equal_error_threshold,
     l2_norm,
     linf_norm,
     min_dcf,
+    open_set_errors,
     perceptual_evaluation_of_speech_quality,
     r1_score,
     short_time_objective_intelligibility,
@@ -454,6 +458,7 @@ def rounds() -> list[dict[str, tuple[Tensor, ...]]]:
             {
                 "scores": (target[:0] if i == 1 else target, nontarget),
                 "flags": (flags[0], flags[1]),
+                "decisions": tuple(torch.randint(-1, 3, (2, 20), generator=generator)),
                 "waveforms": (adversarial, original, torch.tensor([12_000, 12_800 if i != 1 else 300])),
             }
         )
@@ -462,7 +467,8 @@ def rounds() -> list[dict[str, tuple[Tensor, ...]]]:
 
 def metrics() -> dict[str, list[Metric]]:
     return {
-        "scores": [EqualErrorRate(), MinDCF(target_prior=0.1)],
+        "scores": [EqualErrorRate(), MinDCF(target_prior=0.1), DetectionErrorRates(0.1)],
+        "decisions": [OpenSetErrorRates()],
         "flags": [AttackSuccessRate()],
         "waveforms": [
             SignalToNoiseRatio(),
@@ -479,7 +485,8 @@ def measured(batches: list[dict[str, tuple[Tensor, ...]]]) -> dict[str, Tensor]:
         for metric in members:
             for batch in batches:
                 metric.update(*batch[kind])
-            values[type(metric).__name__] = metric.compute()
+            value = metric.compute()
+            values[type(metric).__name__] = torch.stack(value) if isinstance(value, tuple) else value
             if kind == "waveforms":
                 values[f"{type(metric).__name__} failures"] = metric.failures()
                 assert metric.failed <= values[f"{type(metric).__name__} failures"]  # own state is as it was
@@ -492,6 +499,9 @@ def test_classes_over_batches_equal_the_functions_on_all_of_it() -> None:
     target, nontarget = (torch.cat([batch["scores"][i] for batch in batches]) for i in range(2))
     assert_close(values["EqualErrorRate"], equal_error_rate(target, nontarget))
     assert_close(values["MinDCF"], min_dcf(target, nontarget, 0.1))
+    assert_close(values["DetectionErrorRates"], torch.stack(detection_errors(target, nontarget, 0.1)))
+    decisions, labels = (torch.cat([batch["decisions"][i] for batch in batches]) for i in range(2))
+    assert_close(values["OpenSetErrorRates"], torch.stack(open_set_errors(decisions, labels)))
     flags = [torch.cat([batch["flags"][i] for batch in batches]) for i in range(2)]
     assert_close(values["AttackSuccessRate"], attack_success_rate(flags[0], flags[1]))
     ratios = torch.cat([signal_to_noise_ratio(*batch["waveforms"]) for batch in batches])

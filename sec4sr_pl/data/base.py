@@ -1,8 +1,8 @@
 """A data module over folders of speakers: crops for training, whole utterances for everything else."""
 
 from collections.abc import Iterable, Iterator, Sequence
-from itertools import islice
-from pathlib import Path, PurePosixPath
+from itertools import chain, islice
+from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
@@ -13,8 +13,8 @@ from torch.nn.utils.rnn import pad_sequence
 from torch.utils.data import DataLoader, Dataset, DistributedSampler
 
 from sec4sr_pl import audio
-from sec4sr_pl.data.manifest import DataError, Utterance, find_root, label, scan, split_development, utterance_name
-from sec4sr_pl.data.trials import Trials
+from sec4sr_pl.data.manifest import DataError, Utterance, find_root, label, scan, split_development
+from sec4sr_pl.data.trials import Trials, find_trials
 from sec4sr_pl.draws import key
 from sec4sr_pl.types import SAMPLE_RATE, Batch
 
@@ -266,7 +266,7 @@ class SpeakerData(LightningDataModule):
         if part == "test":
             return self.scan(self.test_split)
         if part == "trials":
-            return self._tried()
+            return self.trials().utterances
         if part not in ("train", "development"):
             raise DataError(f"Expected the part 'train', 'development' or 'test', got '{part}'")
         whole = self.scan(self.train_split)
@@ -283,26 +283,14 @@ class SpeakerData(LightningDataModule):
         return list(dict.fromkeys([self.train_split, self.test_split, *self.trial_splits]))
 
     def trials(self) -> Trials:
-        """The verification trials; they index the utterances of the part `trials`.
+        """The verification trials, among the utterances of `trial_splits`.
 
         Raises:
-            DataError: no list, or one that can't be used.
+            DataError: no list, one that can't be used, or files that are not there.
         """
         if self.trial_list is None:
             raise DataError(f"{type(self).__name__} has no list of trials: name one by --data.trials")
-        return Trials.read(self.trial_list)
-
-    def _tried(self) -> list[Utterance]:
-        """The utterances of the trials' files, in the order of these."""
-        known = {utterance.name: utterance for split in self.trial_splits for utterance in self.scan(split)}
-        files = self.trials().files
-        names = [utterance_name(PurePosixPath(file), self.nested) for file in files]
-        if missing := [file for file, name in zip(files, names, strict=True) if name not in known]:
-            raise DataError(
-                f"{len(missing)} of the {len(files)} files of {self.trial_list} are not in {self.root} "
-                f"({', '.join(self.trial_splits)}), first {missing[0]}"
-            )
-        return [known[name] for name in names]
+        return find_trials(self.trial_list, chain.from_iterable(map(self.scan, self.trial_splits)), self.nested)
 
     def dataset(self, part: str) -> Utterances:
         """Whole utterances of a part, with labels that index `speakers`; imposters are `REJECT`."""

@@ -1,75 +1,78 @@
-"""Verification trials: claims that two utterances are of one speaker, in lists as VoxCeleb's."""
+"""Verification trials: pairs of utterances, and whether one speaker said both."""
 
 import warnings
-from collections.abc import Iterator
-from dataclasses import dataclass
-from pathlib import Path
+from collections.abc import Iterable
+from pathlib import Path, PurePosixPath
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from sec4sr_pl.data.manifest import DataError
+from sec4sr_pl.data.manifest import DataError, Utterance, utterance_name
 
 
-@dataclass(frozen=True)
-class Trials:
-    """Pairs of utterances, as positions among the files that they name."""
+class Trials(NamedTuple):
+    """Pairs among utterances, each of which stands once."""
 
-    files: tuple[str, ...]
-    """Paths as in the list, each once, sorted."""
-    labels: Tensor
-    """(trials,) bool, whether the two are of one speaker."""
-    enroll: Tensor
-    """(trials,) int64, position of the utterance that is enrolled."""
-    test: Tensor
-    """(trials,) int64, position of the utterance that claims to be of the same speaker."""
+    utterances: list[Utterance]
+    pairs: Tensor
+    """(trials, 2) int64, which utterances: the one that is enrolled, and the one that claims to be the same speaker."""
+    target: Tensor
+    """(trials,) bool, whether the speaker is the same."""
 
-    @classmethod
-    def read(cls, path: Path) -> "Trials":
-        """Read a list of lines `label path path`, label 1 for the same speaker and 0 for two; empty lines do not count.
 
-        A trial that stands twice is kept, for the figures of others count it twice, with a warning.
+def read_list(path: Path) -> list[tuple[bool, str, str]]:
+    """The (label, enroll, test) of each line of a list in VoxCeleb's form, `label path path`.
 
-        Raises:
-            DataError: no such file, no trial in it, a line in another form, or a pair with both labels.
-        """
-        if not path.is_file():
-            raise DataError(f"There is no list of trials {path}: expected lines 'label path path'")
-        labels: dict[tuple[str, str], str] = {}
-        rows = []
-        for number, line in enumerate(path.read_text().splitlines(), 1):
-            fields = line.split()
-            if not fields:
-                continue
-            if len(fields) != 3 or fields[0] not in ("0", "1"):
-                raise DataError(f"Line {number} of {path} is '{line}': expected 'label path path' with label 0 or 1")
-            label, enroll, test = fields
-            if labels.setdefault((enroll, test), label) != label:
-                raise DataError(f"Line {number} of {path} gives '{enroll} {test}' the other label than before")
-            rows.append((label == "1", enroll, test))
-        if not rows:
-            raise DataError(f"{path} holds no trial: expected lines 'label path path'")
-        if len(labels) < len(rows):
-            warnings.warn(f"{len(rows) - len(labels)} of the {len(rows)} trials of {path} repeat another", stacklevel=2)
-        files = tuple(sorted({file for pair in labels for file in pair}))
-        position = {file: index for index, file in enumerate(files)}
-        return cls(
-            files,
-            torch.tensor([label for label, _, _ in rows]),
-            torch.tensor([position[enroll] for _, enroll, _ in rows]),
-            torch.tensor([position[test] for _, _, test in rows]),
-        )
+    A trial that stands twice is kept, for the figures of others count it twice, with a warning.
 
-    def __len__(self) -> int:
-        """Trials."""
-        return len(self.labels)
+    Args:
+        path: of lines with label 1 for the same speaker, 0 for two; empty lines do not count.
 
-    def __iter__(self) -> Iterator[tuple[bool, str, str]]:
-        """(label, enroll, test) of each trial, in the order of the list."""
-        for label, enroll, test in zip(self.labels.tolist(), self.enroll.tolist(), self.test.tolist(), strict=True):
-            yield label, self.files[enroll], self.files[test]
+    Raises:
+        DataError: no such file, no trial in it, a line in another form, or a pair with both labels.
+    """
+    if not path.is_file():
+        raise DataError(f"There is no list of trials {path}: expected lines 'label path path'")
+    labels: dict[tuple[str, str], str] = {}
+    trials = []
+    for number, line in enumerate(path.read_text().splitlines(), 1):
+        fields = line.split()
+        if not fields:
+            continue
+        if len(fields) != 3 or fields[0] not in ("0", "1"):
+            raise DataError(f"Line {number} of {path} is '{line}': expected 'label path path' with label 0 or 1")
+        label, enroll, test = fields
+        if labels.setdefault((enroll, test), label) != label:
+            raise DataError(f"Line {number} of {path} gives '{enroll} {test}' the other label than before")
+        trials.append((label == "1", enroll, test))
+    if not trials:
+        raise DataError(f"{path} holds no trial: expected lines 'label path path'")
+    if len(labels) < len(trials):
+        warnings.warn(f"{len(trials) - len(labels)} of the {len(trials)} trials of {path} repeat another", stacklevel=2)
+    return trials
 
-    def split(self, scores: Tensor) -> tuple[Tensor, Tensor]:
-        """(trials,) scores -> (targets,) and (nontargets,), for `sec4sr_pl.metrics`."""
-        labels = self.labels.to(scores.device)
-        return scores[labels], scores[~labels]
+
+def find_trials(path: Path, utterances: Iterable[Utterance], nested: bool = False) -> Trials:
+    """The trials of a list among utterances, which are known by the names of their files.
+
+    Args:
+        path: as in `read_list`.
+        utterances: that have those of the trials among them.
+        nested: files lie in folders of sessions.
+
+    Raises:
+        DataError: as `read_list`, or a file that is none of the utterances'.
+    """
+    trials = read_list(path)
+    known = {utterance.name: utterance for utterance in utterances}
+    files = sorted({file for _, *pair in trials for file in pair})
+    names = [utterance_name(PurePosixPath(file), nested) for file in files]
+    if missing := [file for file, name in zip(files, names, strict=True) if name not in known]:
+        raise DataError(f"{len(missing)} of the {len(files)} files of {path} are not there, first {missing[0]}")
+    position = {file: index for index, file in enumerate(files)}
+    return Trials(
+        [known[name] for name in names],
+        torch.tensor([[position[enroll], position[test]] for _, enroll, test in trials]),
+        torch.tensor([label for label, _, _ in trials]),
+    )

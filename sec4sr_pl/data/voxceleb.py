@@ -6,6 +6,7 @@ from typing import Any
 
 from sec4sr_pl.data.base import SpeakerData
 from sec4sr_pl.data.manifest import DataError, Utterance
+from sec4sr_pl.data.trials import Trials
 
 TREE = """expected, of VoxCeleb 1 and 2 (their authors give the files to those who ask for a key, at
 https://mm.kaist.ac.kr/datasets/voxceleb), what is used of
@@ -68,14 +69,17 @@ class VoxCeleb(SpeakerData):
                 raise
             raise DataError(f"{folder} holds m4a files, expected wav or flac: convert them by {CONVERT}") from error
 
-    def utterances(self, part: str) -> list[Utterance]:
-        """As in the base, of which the speakers of the trials must be no training speakers."""
-        utterances = super().utterances(part)
-        if part == "trials":
-            trained = {utterance.speaker for utterance in super().utterances("train")}
-            if both := sorted(trained.intersection(utterance.speaker for utterance in utterances)):
-                raise DataError(
-                    f"{len(both)} speakers of {self.trial_list} are trained on ({', '.join(both[:5])}): train on "
-                    "VoxCeleb2 for the trials E and H"
-                )
-        return utterances
+    def trials(self) -> Trials:
+        """The verification trials, whose speakers must be no training speakers.
+
+        Raises:
+            DataError: as in the base, or a speaker who is trained on.
+        """
+        trials = super().trials()
+        trained = {utterance.speaker for utterance in self.utterances("train")}
+        if both := sorted(trained.intersection(utterance.speaker for utterance in trials.utterances)):
+            raise DataError(
+                f"{len(both)} speakers of {self.trial_list} are trained on ({', '.join(both[:5])}): train on "
+                "VoxCeleb2 for the trials E and H"
+            )
+        return trials

@@ -71,7 +71,7 @@ def plot_det(curves: Mapping[str, DETCurve], path: Path) -> Path:
     for name, curve in curves.items():
         rates = (curve.false_alarms, curve.misses)
         across, up = (norm.ppf(rate.double().cpu().numpy()).clip(low, high) for rate in rates)
-        axes.step(across, up, where="post", label=name)
+        axes.plot(across, up, label=name)
     axes.plot([low, high], [low, high], color="gray", linewidth=0.8, linestyle=":")
     for axis, name in ((axes.xaxis, "false acceptance, %"), (axes.yaxis, "false rejection, %")):
         axis.set_ticks(norm.ppf(ticks), [f"{100 * tick:g}" for tick in ticks])
