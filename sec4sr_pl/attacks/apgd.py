@@ -50,6 +50,8 @@ class APGD(Attack):
     attacks", 2020, algorithm 1.
     """
 
+    tasks = "all; `dlr`: closed sets of three or more"
+
     def __init__(
         self,
         epsilon: float = 0.002,

@@ -38,6 +38,8 @@ class AutoAttack(WorstCase):
     attacks", 2020. Without its FAB.
     """
 
+    knowledge, randomized = "gradient and scores", '`version="rand"`'
+
     def __init__(
         self,
         epsilon: float = 0.002,

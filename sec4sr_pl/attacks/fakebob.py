@@ -41,6 +41,8 @@ class FAKEBOB(Attack):
     Source: Chen et al., "Who is real Bob? Adversarial attacks on speaker recognition systems", 2021, algorithm 1.
     """
 
+    knowledge = "scores"
+
     def __init__(
         self,
         epsilon: float = 0.002,

@@ -38,6 +38,7 @@ class FMN(Attack):
     """
 
     epsilon = math.inf
+    distance, bounded, returns = "L2 or L∞", False, "smallest success"
 
     def __init__(
         self,

@@ -38,6 +38,8 @@ class Square(Attack):
     2020, algorithm 1; its squares are segments here.
     """
 
+    knowledge = "scores"
+
     def __init__(self, epsilon: float = 0.002, steps: int = 5_000, segment: float = 0.8, draws: int = 1) -> None:
         if not (0.0 <= epsilon <= 2.0 and 0.0 < segment <= 1.0):
             raise ValueError(f"Expected epsilon in [0, 2] and segment in (0, 1], got {epsilon} and {segment}")
