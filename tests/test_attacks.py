@@ -29,6 +29,7 @@ from sec4sr_pl.attacks import (
     Objective,
     Square,
     TargetedAPGD,
+    UniformNoise,
 )
 from sec4sr_pl.attacks.gradient import attack_loss
 from sec4sr_pl.recognizer import Recognizer
@@ -64,6 +65,7 @@ ATTACKS: dict[str, tuple[Attack, int]] = {  # and the forward rows an utterance:
     "FMN, L-infinity, 2 draws": (FMN("linf", steps=2, draws=2), 2 * 3 + 1),
     "AutoAttack": (AutoAttack(steps=1, queries=2), (2 + 1) + (1 + 9 * 2 + 1) + (3 + 1) + 1),
     "AutoAttack, rand": (AutoAttack(version="rand", steps=1, draws=2), 2 * (2 * 2 + 2) + 1),
+    "uniform noise": (UniformNoise(), 1),
 }
 UNFINISHED = (PGD, FGSM, CWinf)
 """Attacks that never stop early, so that the number of forward rows is known beforehand."""

@@ -8,6 +8,7 @@ from sec4sr_pl.attacks.cw2 import CW2
 from sec4sr_pl.attacks.fakebob import FAKEBOB
 from sec4sr_pl.attacks.gradient import FGSM, PGD, CWinf
 from sec4sr_pl.attacks.minimal import FMN
+from sec4sr_pl.attacks.noise import UniformNoise
 from sec4sr_pl.attacks.objective import Objective
 from sec4sr_pl.attacks.source import NES, BackPropagation, GradientSource
 from sec4sr_pl.attacks.square import Square
@@ -32,5 +33,6 @@ __all__ = [
     "Score",
     "Square",
     "TargetedAPGD",
+    "UniformNoise",
     "WorstCase",
 ]
