@@ -11,7 +11,7 @@ from sec4sr_pl.attacks.source import row_generators
 class UniformNoise(Attack):
     """Uniform noise in the L-infinity ball, without a query: what an attack must do better than.
 
-    A control and no attack: beside others it would only raise the mean accuracy. Campaigns draw it by themselves.
+    A control and no attack: a campaign draws it by itself, and counts it neither in the worst case nor in R1.
 
     Args:
         epsilon: radius of the ball, as a fraction of full scale.

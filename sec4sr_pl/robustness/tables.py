@@ -8,9 +8,10 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from sec4sr_pl.attacks import Adaptive, Attack
+from sec4sr_pl.attacks import Attack, UniformNoise
 from sec4sr_pl.metrics import r1_score, wilson_interval
-from sec4sr_pl.robustness.campaign import BENIGN, Campaign, Record, write_text
+from sec4sr_pl.robustness.campaign import BENIGN, Campaign, Record, counted, write_text
+from sec4sr_pl.robustness.sentinel import Report, examine
 
 EXACT = ("l2", "linf", "snr")
 MEASURES = (*EXACT, "pesq", "stoi")
@@ -69,6 +70,7 @@ class Summary(NamedTuple):
     """Harmonic mean of the benign accuracy and the mean accuracy over the attacks."""
     goal: str
     notes: list[str]
+    sentinel: Report
 
     def to_json(self) -> str:
         """All numbers, fractions."""
@@ -80,6 +82,7 @@ class Summary(NamedTuple):
                 {**row._asdict(), "accuracy": row.accuracy._asdict(), "success": row.success._asdict()}
                 for row in self.rows
             ],
+            "sentinel": {**self.sentinel._asdict(), "flags": [flag._asdict() for flag in self.sentinel.flags]},
         }
         return json.dumps(plain, indent=1, allow_nan=False) + "\n"
 
@@ -114,7 +117,7 @@ class Summary(NamedTuple):
         return text.getvalue()
 
     def to_markdown(self) -> str:
-        """A table for people, percentages with intervals, and the notes below."""
+        """A table for people, percentages with intervals, the notes and the sentinel's report below."""
         randomized = self.benign_over_draws is not None
         titles = ["attack", "accuracy % [95 %]", *(["over draws %"] if randomized else [])]
         titles += ["success % of n [95 %]", "n", "L2", "Linf", "SNR dB", "PESQ", "STOI", "undefined", "queries"]
@@ -147,7 +150,7 @@ class Summary(NamedTuple):
         table = "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
         r1 = "-" if self.r1 is None else f"{100 * self.r1:.1f} %"
         head = f"Goal: {self.goal}. {self.benign.trials} utterances. R1 (benign and mean adversarial accuracy): {r1}."
-        return "\n\n".join([head, table, *self.notes]) + "\n"
+        return "\n\n".join([head, table, *self.notes, *self.sentinel.lines()]) + "\n"
 
 
 def shown(value: float | int | None, digits: int) -> str:
@@ -167,35 +170,35 @@ def summarize(campaign: Campaign) -> Summary:
     Raises:
         CampaignError: a unit that is not there.
     """
-    benign = list(campaign.records(BENIGN))
-    was_correct = {record["name"]: record["correct"] for record in benign}
-    rows, unchanged, accuracies, still_correct = [], [], [], dict(was_correct)
-    for attack in campaign.attacks:
-        records = list(campaign.records(attack.name))
-        row = _row(attack, records, was_correct, campaign.perceptual)
-        rows.append(row)
-        unchanged.append(sum(record["linf"] == 0 and not record["achieved"] for record in records))
-        if math.isfinite(attack.epsilon):  # what may change anything as far as it likes is no measure beside the others
-            accuracies += [] if row.accuracy.value is None else [row.accuracy.value]
-            for record in records:
-                still_correct[record["name"]] &= record["correct"]
-    benign_rate = Rate.of(was_correct.values())
+    benign = {record["name"]: record for record in campaign.records(BENIGN)}
+    records = {a.name: {record["name"]: record for record in campaign.records(a.name)} for a in campaign.attacks}
+    rows = [_row(a, list(records[a.name].values()), benign, campaign.perceptual) for a in campaign.attacks]
+    judges = [attack.name for attack in campaign.attacks if comparable(attack)]
+    accuracies = [row.accuracy.value for row in rows if row.attack in judges and row.accuracy.value is not None]
+    worst = [own["correct"] and all(records[a][name]["correct"] for a in judges) for name, own in benign.items()]
+    benign_rate = Rate.of(own["correct"] for own in benign.values())
     r1 = r1_score(benign_rate.value or 0.0, math.fsum(accuracies) / len(accuracies)) if accuracies else None
     return Summary(
         benign_rate,
-        mean(record["correct_rate"] for record in benign),
+        mean(own["correct_rate"] for own in benign.values()),
         rows,
-        Rate.of(still_correct.values()),
+        Rate.of(worst),
         r1,
         campaign.goal,
-        notes(campaign, rows, unchanged),
+        notes(campaign),
+        examine(campaign, benign, records),
     )
 
 
-def _row(attack: Attack, records: Sequence[Record], was_correct: dict[str, bool], perceptual: bool) -> Row:
+def comparable(attack: Attack) -> bool:
+    """Whether an attack counts in the worst case and in R1: what may change anything and a control do not."""
+    return math.isfinite(attack.epsilon) and not isinstance(attack, UniformNoise)
+
+
+def _row(attack: Attack, records: Sequence[Record], benign: dict[str, Record], perceptual: bool) -> Row:
     """The numbers of one attack; the distortion of one without a ball is that of its successes."""
-    counted = [record for record in records if was_correct[record["name"]] and record["target"] != record["label"]]
-    changed = records if math.isfinite(attack.epsilon) else [record for record in counted if record["achieved"]]
+    tried = counted(records, benign)
+    changed = records if math.isfinite(attack.epsilon) else [record for record in tried if record["achieved"]]
     measures: dict[str, dict[str, float | int | None]] = {
         measure: {
             "mean": mean(record[measure] for record in changed),
@@ -206,15 +209,15 @@ def _row(attack: Attack, records: Sequence[Record], was_correct: dict[str, bool]
     return Row(
         attack.name,
         Rate.of(record["correct"] for record in records),
-        Rate.of(record["achieved"] for record in counted),
+        Rate.of(record["achieved"] for record in tried),
         mean(record["correct_rate"] for record in records),
         measures,
         math.fsum(record["queries"] for record in records) / len(records),
     )
 
 
-def notes(campaign: Campaign, rows: Sequence[Row], unchanged: Sequence[int]) -> list[str]:
-    """What a reader must know before believing the table; `unchanged` utterances withstood each attack untouched."""
+def notes(campaign: Campaign) -> list[str]:
+    """How to read the table."""
     found = []
     if free := [attack.name for attack in campaign.attacks if not math.isfinite(attack.epsilon)]:
         found.append(
@@ -223,30 +226,6 @@ def notes(campaign: Campaign, rows: Sequence[Row], unchanged: Sequence[int]) -> 
         )
     if campaign.goal != "untargeted":
         found.append("Targeted attacks do not aim at wrong decisions: read their success; accuracy and R1 flatter.")
-    for attack, row, idle in zip(campaign.attacks, rows, unchanged, strict=True):
-        if idle > row.accuracy.trials // 10:
-            found.append(f"**{attack.name} left {idle} utterances unchanged**: zero gradients, or no budget.")
-        for other, stronger in zip(campaign.attacks, rows, strict=True):
-            same = attack.settings() | {"steps": 0} == other.settings() | {"steps": 0} and type(attack) is type(other)
-            more = getattr(other, "steps", 0) > getattr(attack, "steps", 0)
-            if same and more and (stronger.accuracy.low or 0.0) > (row.accuracy.value or 0.0):
-                found.append(f"**{other.name} is weaker than {attack.name}**: more steps must not help the defender.")
-    if campaign.recognizer.defenses and not campaign.adaptive:
-        found.append("**Oblivious**: crafted without the defenses. This is no measure of robustness.")
-    blunt = [type(defense).__name__ for defense in campaign.recognizer.defenses if not defense.differentiable]
-    single = [attack.name for attack in campaign.attacks if not isinstance(attack, Adaptive)]
-    if blunt and campaign.adaptive and single:
-        found.append(
-            f"**{', '.join(blunt)} without a gradient, another stands for it**: {', '.join(single)} may be weaker than "
-            "oblivious. Use `Adaptive`."
-        )
-    if campaign.recognizer.randomized and campaign.adaptive:
-        few = [attack.name for attack in campaign.attacks if attack.gradient_draws == 1]
-        if few:
-            found.append(
-                f"**Randomized recognizer, one gradient draw a step (no EOT)**: {', '.join(few)}. "
-                "These figures overstate robustness; set `draws`."
-            )
     if campaign.perceptual is False:
         found.append("PESQ and STOI were not measured.")
     return found
