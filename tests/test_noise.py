@@ -27,6 +27,10 @@ def test_the_noise_of_a_row_depends_on_its_generator_alone() -> None:
     together = UniformNoise()(nothing, waveforms, labels, generator=generators).waveforms
     alone = UniformNoise()(nothing, waveforms[:1, :500], labels[:1], generator=[torch.Generator().manual_seed(1)])
     assert torch.equal(alone.waveforms[0], together[1, :500])
+    one = [torch.Generator().manual_seed(7) for _ in range(2)]
+    whole = UniformNoise()(nothing, waveforms, labels, generator=one[0]).waveforms
+    cut = UniformNoise()(nothing, waveforms[:, :500], labels, generator=one[1]).waveforms
+    assert torch.equal(cut, whole[:, :500])
 
 
 def test_names_tell_balls_apart_and_a_ball_out_of_range_is_refused() -> None:

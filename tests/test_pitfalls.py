@@ -11,7 +11,7 @@ from jsonargparse import ArgumentParser
 from test_campaign import SPEAKERS, fit, load, write_voices
 
 from sec4sr_pl import attacks, defenses
-from sec4sr_pl.attacks import FGSM, PGD, Attack
+from sec4sr_pl.attacks import FAKEBOB, FGSM, PGD, Attack
 from sec4sr_pl.data.base import Utterances
 from sec4sr_pl.data.manifest import label
 from sec4sr_pl.defenses import Defense
@@ -70,6 +70,24 @@ def test_every_attack_that_follows_gradients_averages_draws(kind: type[Attack]) 
     assert kind(draws=7).gradient_draws == 7  # type: ignore[call-arg]
 
 
+def test_fakebob_halves_the_step_of_the_row_whose_loss_rises_and_of_no_other() -> None:
+    """The first row walks down the teeth of a saw, which rises; the second walks down a slope."""
+
+    def score(waveforms: torch.Tensor, _: torch.Tensor) -> torch.Tensor:
+        place, toothed = waveforms[:, 0], waveforms[:, 1] > 0.0
+        loss = 5.0 + place + torch.where(toothed, 0.02 * (-place / 0.01).floor(), 0.0)
+        return torch.stack([loss, torch.zeros_like(loss)], 1)
+
+    waveforms, labels = torch.tensor([[0.005, 0.8], [0.005, -0.8]]).double(), torch.tensor([0, 0])
+    attack = FAKEBOB(0.5, steps=40, step_size=0.01, momentum=0.0, samples=10)
+    together, alone = (
+        attack(score, waveforms[rows], labels[rows], generator=[torch.Generator().manual_seed(row) for row in rows])
+        for rows in ([0, 1], [1])
+    )
+    assert torch.equal(together.waveforms[1:], alone.waveforms)
+    assert float(alone.waveforms[0, 0]) == pytest.approx(0.005 - 0.4)  # forty whole steps
+
+
 def test_identification_errors_are_counted_utterance_by_utterance() -> None:
     decisions = torch.tensor([0, 1, 2, REJECT, 1, 0, 2, REJECT])
     speakers = torch.tensor([0, 2, 2, 1, 0, REJECT, REJECT, REJECT])
@@ -108,14 +126,19 @@ def test_an_open_set_with_a_threshold_of_zero_is_attacked_and_measured_as_one(da
     """Of a threshold of zero taken for none, strangers would be an error, and rejection no success."""
     recognizer = fit(data)
     recognizer.scorer.threshold.fill_(0.0)
+    with torch.no_grad():
+        recognizer.scorer.head.bias -= 3.1  # about where the best scores end
     labels = label(data.utterances, SPEAKERS[:3], closed=False)  # dora is a stranger
     campaign = Campaign(recognizer, Utterances(data.utterances, labels), [FGSM()], tmp_path, perceptual=False)
     campaign.run()
     assert campaign.objective.threshold == 0.0
+    decisions = []
     for record, (waveform, own, _) in zip(campaign.records(BENIGN), campaign.data, strict=True):
         with torch.no_grad():
             best, index = recognizer(waveform[None])[0].max(0)
-        assert record["decision"] == (int(index) if best > 0.0 else REJECT) and record["label"] == own
+        decisions.append(int(index) if best > 0.0 else REJECT)
+        assert record["decision"] == decisions[-1] and record["label"] == own
+    assert 0 < decisions.count(REJECT) < 12
 
 
 @pytest.mark.parametrize("batch_size", [5, 12])
