@@ -19,6 +19,9 @@ VANISHING = 1e-30
 FALLING = 0.05
 """Part of the way that the last tenth of the steps may go: half of an even pace."""
 
+FEW = 3
+"""Utterances still standing, the least to tell whether a loss is falling."""
+
 
 class Flag(NamedTuple):
     """A reason to doubt."""
@@ -191,10 +194,12 @@ def unfinished(evidence: Evidence) -> Sentences:
     for attack in evidence.attacks:
         records = [record for record in evidence.counted(attack) if record["earlier"] is not None]
         standing = [record for record in records if not record["achieved"]]
-        asked |= bool(records)
+        if not records or 0 < len(standing) < FEW:
+            continue
+        asked = True
         late = math.fsum(record["earlier"] - record["margin"] for record in standing)
         way = math.fsum(evidence.benign[record["name"]]["margin"] - record["margin"] for record in standing)
-        if len(standing) > 2 and late > FALLING * way > 0.0:
+        if late > FALLING * way > 0.0:
             sentences.append(
                 f"The margin of {len(standing)} utterances that withstood {attack.name} was still falling: the last "
                 f"tenth of its steps went {100.0 * late / way:.0f} % of the way."
