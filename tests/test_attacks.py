@@ -67,8 +67,8 @@ ATTACKS: dict[str, tuple[Attack, int]] = {  # and the forward rows an utterance:
     "Siren": (SirenAttack(particles=3, epochs=2, steps=2), 2 * 3 * 3 + 1),
     "Kenansville, fft": (Kenansville(rounds=3), 1 + 3 + 1),
     "Kenansville, ssa, 2 draws": (Kenansville("ssa", rounds=2, draws=2), 2 * 3 + 1),
-    "AutoAttack": (AutoAttack(steps=1, queries=2), (2 + 1) + (1 + 9 * 2 + 1) + (3 + 1) + 1),
-    "AutoAttack, rand": (AutoAttack(version="rand", steps=1, draws=2), 2 * (2 * 2 + 2) + 1),
+    "AutoAttack": (AutoAttack(steps=1, queries=2), 1 + 3 * (2 + 1) + (2 + 1) + (1 + 9 * 2 + 1) + (3 + 1) + 1),
+    "AutoAttack, rand": (AutoAttack(version="rand", steps=1, draws=2), 1 + 3 * (2 * 2 + 2) + 1),
 }
 UNFINISHED = (PGD, FGSM, CWinf)
 """Attacks that never stop early, so that the number of forward rows is known beforehand."""

@@ -12,7 +12,7 @@ from torch.nn import functional
 from sec4sr_pl.attacks.base import Attack, CountedScore, Generators
 from sec4sr_pl.attacks.objective import Objective
 from sec4sr_pl.attacks.rows import Rows
-from sec4sr_pl.attacks.worst import as_written
+from sec4sr_pl.attacks.written import as_written
 
 LONGEST_WINDOW = 3_000
 """Samples of the longest window of singular spectrum analysis."""
