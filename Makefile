@@ -25,6 +25,7 @@ bench: $(VENV)/.test
 	$(BIN)/python benchmarks/prefilter.py
 	$(BIN)/python benchmarks/defenses.py
 	$(BIN)/python benchmarks/pgd.py
+	$(BIN)/python benchmarks/attacks.py
 	$(BIN)/python benchmarks/adversarial_step.py
 	$(BIN)/python benchmarks/overhead.py
 	$(BIN)/python benchmarks/scaling.py

@@ -4,17 +4,14 @@ Each measurement is a process of its own, in turn, so that a busy machine slows 
 heap. `floor` is the passes of the convolutional network alone: what no front end, bookkeeping or optimizer can beat.
 """
 
-import os
-import statistics
-import subprocess
 import sys
-import time
 from collections.abc import Callable
 
 import torch
-from naive import TUNED, NaiveAudioNet, naive_step
+from naive import NaiveAudioNet, naive_step
 from torch import Tensor
 from torch.nn import functional
+from turns import in_turn, median_seconds
 
 from sec4sr_pl.allocator import keep_large_blocks
 from sec4sr_pl.attacks import PGD
@@ -93,30 +90,13 @@ def floor() -> Callable[[], object]:
 def worker(way: str, steps: int) -> None:
     """Print the median seconds of a step."""
     step = {"ours": lambda: ours(False), "ours, bf16": lambda: ours(True), "naive": naive, "floor": floor}[way]()
-    times = []
-    for _ in range(steps + 2):
-        start = time.perf_counter()
-        step()
-        times.append(time.perf_counter() - start)
-    print(statistics.median(times[2:]))
+    print(median_seconds(step, steps, warmup=2))
 
 
 def main(rounds: int = 5, steps: int = 5) -> None:
     """Print the medians over rounds of processes, and the ratios to the naive step under the same allocator."""
     print(f"{BATCH} x {SECONDS} s, PGD-10 on half, {torch.get_num_threads()} threads, {rounds} processes a row in turn")
-    seconds: dict[tuple[str, str], list[float]] = {}
-    for _ in range(rounds):
-        for allocator, environment in (("default", {}), ("tuned", TUNED)):
-            for way in WAYS:
-                command = [sys.executable, __file__, way, str(steps)]
-                shown = subprocess.run(
-                    command, env=os.environ | environment, check=True, capture_output=True, text=True
-                )
-                seconds.setdefault((allocator, way), []).append(float(shown.stdout))
-    for (allocator, way), values in seconds.items():
-        median, reference = statistics.median(values), statistics.median(seconds[allocator, "naive"])
-        span = f"from {min(values):.2f} to {max(values):.2f}"
-        print(f"  {allocator:8} {way:11} {median:6.2f} s ({span}), naive / this {reference / median:.2f}")
+    in_turn(__file__, WAYS, rounds, steps, reference="naive")
 
 
 if __name__ == "__main__":

@@ -8,9 +8,6 @@ from torch.optim import Optimizer
 from sec4sr_pl.features import LogMel
 from sec4sr_pl.recognizer import Recognizer
 
-TUNED = {"MALLOC_MMAP_THRESHOLD_": "4294967296", "MALLOC_TRIM_THRESHOLD_": "17179869184"}
-"""An environment in which glibc keeps large blocks mapped."""
-
 
 class NaiveAudioNet(nn.Module):
     """The function of a recognizer with AudioNet, through torch.stft and a convolution of one channel.

@@ -5,17 +5,14 @@ default allocator and under a tuned one. This package tunes the default by itsel
 run as they come.
 """
 
-import os
-import statistics
-import subprocess
 import sys
-import time
 from collections.abc import Callable
 
 import torch
-from naive import TUNED, NaiveAudioNet
+from naive import NaiveAudioNet
 from torch import Tensor, nn
 from torch.nn import functional
+from turns import in_turn, median_seconds
 
 from sec4sr_pl.allocator import keep_large_blocks
 from sec4sr_pl.attacks import PGD
@@ -72,7 +69,7 @@ def by_torchattacks(recognizer: Recognizer, waveforms: Tensor, labels: Tensor) -
     """Torchattacks' PGD."""
     import torchattacks
 
-    model = FromUnitRange(NaiveAudioNet(recognizer).eval())
+    model = FromUnitRange(NaiveAudioNet(recognizer)).eval()
     attack = torchattacks.PGD(model, eps=0.001, alpha=0.0002, steps=10, random_start=False)
     images = (waveforms[:, None, None] + 1.0) / 2.0
     return lambda: 2.0 * attack(images, labels)[:, 0, 0] - 1.0
@@ -88,36 +85,16 @@ def worker(way: str, runs: int) -> None:
     waveforms = 0.05 * torch.randn(BATCH, round(16_000 * SECONDS))
     labels = recognizer(waveforms).argmax(1)
     attack = WAYS[way](recognizer, waveforms, labels)
-    times = []
-    for _ in range(runs + 1):  # the first warms up
-        start = time.perf_counter()
-        adversarial = attack()
-        times.append(time.perf_counter() - start)
+    seconds = median_seconds(attack, runs)
     with torch.no_grad():
-        loss = functional.cross_entropy(recognizer(adversarial), labels).item()
-    print(statistics.median(times[1:]), loss)
+        loss = functional.cross_entropy(recognizer(attack()), labels).item()
+    print(seconds, f"loss {loss:.4f}")
 
 
 def main(rounds: int = 5, runs: int = 5) -> None:
     """Print medians over rounds of processes, the ratios to ours under the same allocator, and the losses reached."""
     print(f"PGD-10, {BATCH} x {SECONDS} s, {torch.get_num_threads()} threads, {rounds} processes a row in turn")
-    seconds: dict[tuple[str, str], list[float]] = {}
-    losses = {}
-    for _ in range(rounds):
-        for allocator, environment in (("default", {}), ("tuned", TUNED)):
-            for way in WAYS:
-                command = [sys.executable, __file__, way, str(runs)]
-                shown = subprocess.run(
-                    command, env=os.environ | environment, check=True, stdout=subprocess.PIPE, text=True
-                )
-                median, losses[way] = map(float, shown.stdout.split()[-2:])
-                seconds.setdefault((allocator, way), []).append(median)
-    for (allocator, way), values in seconds.items():
-        median, own = statistics.median(values), statistics.median(seconds[allocator, "sec4sr_pl"])
-        span = f"from {min(values):.2f} to {max(values):.2f}"
-        print(
-            f"  {allocator:8} {way:12} {median:5.2f} s ({span}), {median / own:4.2f} times ours, loss {losses[way]:.4f}"
-        )
+    in_turn(__file__, WAYS, rounds, runs, reference="sec4sr_pl")
 
 
 if __name__ == "__main__":

@@ -21,11 +21,14 @@ from sec4sr_pl.data import SpeakerData
 from sec4sr_pl.data.base import Utterances
 from sec4sr_pl.data.manifest import label
 from sec4sr_pl.defenses import Defense
+from sec4sr_pl.recognizer import Recognizer
 from sec4sr_pl.robustness import Campaign, Summary, summarize
-from sec4sr_pl.robustness.plot import plot
+from sec4sr_pl.robustness.plot import plot, plot_queries
+from sec4sr_pl.robustness.queries import query_curves
 from sec4sr_pl.robustness.tables import write_summary
 from sec4sr_pl.robustness.targets import Goal
 from sec4sr_pl.robustness.terminal import show
+from sec4sr_pl.scoring import EnrolledScorer
 from sec4sr_pl.types import SAMPLE_RATE
 
 
@@ -37,6 +40,7 @@ def evaluate(
     part: Literal["test", "development"] = "test",
     defenses: list[Defense] | None = None,
     adaptive: bool = True,
+    claims: bool = False,
     goal: Goal = "untargeted",
     limit: int | None = None,
     max_seconds: float | None = None,
@@ -61,8 +65,10 @@ def evaluate(
         attacks: e.g. '[FGSM, PGD, {class_path: PGD, init_args: {steps: 100}}]'.
         output: folder of the records, the adversarial audio and the summary.
         part: which utterances.
-        defenses: instead of the checkpoint's own; [] for none.
+        defenses: instead of the checkpoint's own; [] for none. Not where speakers are enrolled through them.
         adaptive: attack through the defenses; false crafts on the undefended recognizer (oblivious).
+        claims: verification: each utterance claims to be each enrolled speaker, a campaign a claim in output/<speaker>,
+            counted together; default: identification.
         goal: untargeted, or a target for each utterance: random, hardest or simplest.
         limit: utterances, spread evenly over the manifest; default: all.
         max_seconds: use only so much of each utterance; default: all of it.
@@ -87,6 +93,11 @@ def evaluate(
     fabric = processes(accelerator, devices, num_nodes)
     recognizer = load_recognizer(checkpoint, trusted)
     if defenses is not None:
+        if isinstance(recognizer.scorer, EnrolledScorer):
+            raise ValueError(
+                "Speakers are enrolled and the threshold is set through the defenses: make another checkpoint with "
+                f"python -m sec4sr_pl.enrollment --checkpoint {checkpoint} --defenses ..."
+            )
         recognizer = recognizer.with_defenses(defenses)
     speakers = recognizer.scorer.speakers
     data.connect(speakers)
@@ -97,28 +108,40 @@ def evaluate(
     if max_seconds is not None:
         samples = round(max_seconds * SAMPLE_RATE)
         utterances = [u._replace(frames=min(u.frames, samples)) for u in utterances]
-    labels = label(utterances, speakers, closed=bool(recognizer.scorer.threshold == -torch.inf))
-    campaign = Campaign(
-        recognizer.to(fabric.device),
-        Utterances(utterances, labels, data.resample),
-        attacks,
-        output,
-        goal,
-        adaptive,
-        batch_size,
-        seed,
-        draws,
-        perceptual,
-        identity={"checkpoint": checksum(checkpoint), "threads": threads, "device": fabric.device.type},
-    )
-    campaign.open()
+
+    def campaign(system: Recognizer, output: Path, closed: bool) -> Campaign:
+        return Campaign(
+            system.to(fabric.device),
+            Utterances(utterances, label(utterances, system.scorer.speakers, closed), data.resample),
+            attacks,
+            output,
+            goal,
+            adaptive,
+            batch_size,
+            seed,
+            draws,
+            perceptual,
+            identity={"checkpoint": checksum(checkpoint), "threads": threads, "device": fabric.device.type},
+        )
+
+    if claims and recognizer.scorer.threshold == -torch.inf:
+        raise ValueError("A claim is decided by a threshold, and this recognizer has none: enroll it with --task SV")
+    if claims:
+        campaigns = [campaign(recognizer.only(speaker), output / speaker, False) for speaker in speakers]
+    else:
+        closed = bool(recognizer.scorer.threshold == -torch.inf)
+        campaigns = [campaign(recognizer, output, closed and not data.open_set)]
+    for each in campaigns:
+        each.open()
     fabric.launch()
     exact_arithmetic(fabric.device, threads)
-    work(campaign, fabric)
+    work(campaigns, fabric)
     if not fabric.is_global_zero:
         return None
-    summary = summarize(campaign)
-    paths = [*write_summary(summary, campaign.output), plot(summary, campaign.output / "summary.png")]
+    summary = summarize(*campaigns)
+    paths = [*write_summary(summary, output), plot(summary, output / "summary.png")]
+    if curves := query_curves(*campaigns):
+        paths.append(plot_queries(curves, output / "queries.png"))
     show(summary, paths, Console())
     return summary
 
@@ -148,7 +171,7 @@ def processes(accelerator: str, devices: int, num_nodes: int) -> Fabric:
         raise ValueError(f"Expected an accelerator and devices of this machine, got {accelerator}: {error}") from error
 
 
-def work(campaign: Campaign, fabric: Fabric) -> None:
+def work(campaigns: Sequence[Campaign], fabric: Fabric) -> None:
     """Do this process's part, showing its progress on the first one, and wait for the others."""
     console = Console(stderr=True, quiet=not fabric.is_global_zero)
     columns = (
@@ -158,14 +181,16 @@ def work(campaign: Campaign, fabric: Fabric) -> None:
         TimeElapsedColumn(),
         TimeRemainingColumn(),
     )
+    rank, world = fabric.global_rank, fabric.world_size
     with Progress(*columns, console=console) as progress:
-        own = sum(len(batch) for batch in campaign.batches[fabric.global_rank :: fabric.world_size])
-        task = progress.add_task("attacked utterances", total=own * (len(campaign.attacks) + 1))
+        own = sum(len(batch) * (len(each.attacks) + 1) for each in campaigns for batch in each.batches[rank::world])
+        task = progress.add_task("attacked utterances", total=own)
         try:
-            campaign.run(fabric.global_rank, fabric.world_size, lambda done: progress.advance(task, done))
+            for campaign in campaigns:
+                campaign.run(rank, world, lambda done: progress.advance(task, done))
         except (ValueError, OSError) as error:
-            if fabric.world_size > 1:
-                text = f"Process {fabric.global_rank} stopped, the others finish their part: {error}"
+            if world > 1:
+                text = f"Process {rank} stopped, the others finish their part: {error}"
                 Console(stderr=True).print(text, markup=False, soft_wrap=True)
                 fabric.barrier()
             raise

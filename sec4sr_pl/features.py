@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
+from torch.nn import functional
 from torchaudio.functional import melscale_fbanks
 
 from sec4sr_pl.draws import Draws
@@ -41,13 +42,13 @@ class PowerSpectrum(torch.autograd.Function):
     """|FFT|^2 of windowed frames, with the analytic gradient.
 
     With X = FFT(w * frame), dL/d(frame)[n] = w[n] * Re sum_k 2 g[k] X[k] exp(2 pi i k n / N): one inverse FFT, whose
-    halved inner bins cancel the 2, then `size / hop` shifted additions. Autograd through `torch.stft` reaches the same
-    numbers by way of several complex intermediates of the size of the spectrogram.
+    halved inner bins cancel the 2, then `size / hop` shifted additions, rounded up. Autograd through `torch.stft`
+    reaches the same numbers by way of several complex intermediates of the size of the spectrogram.
     """
 
     @staticmethod
     def forward(ctx: Any, signal: Tensor, window: Tensor, hop: int, n_fft: int) -> Tensor:
-        """(batch, time) -> (batch, frames, n_fft // 2 + 1); the window's size is a multiple of the hop."""
+        """(batch, time) -> (batch, frames, n_fft // 2 + 1)."""
         spectrum = torch.fft.rfft(signal.unfold(1, window.numel(), hop) * window, n_fft)
         ctx.save_for_backward(spectrum, window)
         ctx.hop, ctx.n_fft, ctx.time = hop, n_fft, signal.shape[1]
@@ -66,10 +67,10 @@ class PowerSpectrum(torch.autograd.Function):
         size, hop = window.numel(), ctx.hop
         frames = torch.fft.irfft(weighted, ctx.n_fft, norm="forward")[..., :size] * window
         batch, count = frames.shape[:2]
-        blocks = frames.reshape(batch, count, size // hop, hop)
-        added = frames.new_zeros(batch, max(count + size // hop - 1, -(-ctx.time // hop)), hop)
-        for shift in range(size // hop):
-            added[:, shift : shift + count] += blocks[:, :, shift]
+        pieces = frames.split(hop, dim=2)  # the last may be shorter
+        added = frames.new_zeros(batch, max(count + len(pieces) - 1, -(-ctx.time // hop)), hop)
+        for shift, piece in enumerate(pieces):
+            added[:, shift : shift + count, : piece.shape[2]] += piece
         return added.reshape(batch, -1)[:, : ctx.time], None, None, None
 
 
@@ -91,16 +92,20 @@ def reflect(signal: Tensor, lengths: Tensor, padding: int) -> Tensor:
     return padded.scatter(1, padding + end + offsets, mirrored)
 
 
-class LogMelStage(nn.Module):
-    """Pre-emphasis, power spectrogram, mel filters, decibels. See `LogMel`."""
+class MelStage(nn.Module):
+    """The power of mel bands in frames of a Hann window: Slaney's filters from 0 to 8,000 Hz.
 
-    def __init__(self, mels: int, window: int, hop: int, n_fft: int, pre_emphasis: float) -> None:
+    Frames are centered on every hop of the utterance, which has silence around it, and on `TAIL` hops more. Then the
+    window has left the utterance and further frames are zero: to pad frames with zeros is to extend it by silence.
+    """
+
+    TAIL = 2
+
+    def __init__(self, mels: int, window: int, hop: int, n_fft: int) -> None:
         super().__init__()
-        if window % hop or window > n_fft:
-            raise ValueError(
-                f"Expected a window that is a multiple of the hop ({hop}) up to n_fft ({n_fft}), got {window}"
-            )
-        self.hop, self.n_fft, self.pre_emphasis = hop, n_fft, pre_emphasis
+        if window > n_fft:
+            raise ValueError(f"Expected a window of up to n_fft ({n_fft}) samples, got {window}")
+        self.hop, self.n_fft = hop, n_fft
         self.window: Tensor
         self.filters: Tensor
         self.register_buffer("window", torch.hann_window(window), persistent=False)
@@ -108,13 +113,45 @@ class LogMelStage(nn.Module):
         self.register_buffer("filters", filters, persistent=False)
 
     def minimum_input(self, frames: int) -> int:
-        """Samples that yield at least `frames` frames; the reflection needs more than half a window."""
-        return max((frames - 1) * self.hop, self.window.numel() // 2 + 1) + 1
+        """Samples that yield at least `frames` frames."""
+        return max(1, (frames - 1 - self.TAIL) * self.hop)
 
     def _rows(self, padded: Tensor) -> int:
         """Rows whose spectra stay in a CPU's cache, and under the size at which glibc returns memory at once."""
         bins = padded.shape[1] // self.hop * (self.n_fft // 2)
         return max(1, 2**18 // bins) if padded.device.type == "cpu" else max(1, len(padded))
+
+    def energies(self, padded: Tensor) -> Tensor:
+        """(batch, time) -> (batch, frames, mels), the power of each mel band wherever a whole window fits."""
+        window, filters = self.window.to(padded.dtype), self.filters.to(padded.dtype)
+        mel = [
+            PowerSpectrum.apply(rows, window, self.hop, self.n_fft) @ filters
+            for rows in torch.split(padded, self._rows(padded))
+        ]
+        return torch.cat(mel)
+
+    def forward(self, waveforms: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
+        """(batch, time) -> (batch, frames, mels); one frame a hop, zero past the valid frames."""
+        before = self.window.numel() // 2
+        after = self.TAIL * self.hop + self.window.numel() - before
+        with torch.autocast(waveforms.device.type, enabled=False):
+            energies = self.energies(functional.pad(mask_padding(waveforms, lengths), (before, after)))
+        frames = 1 + self.TAIL + lengths // self.hop
+        return mask_padding(energies, frames), frames
+
+
+class LogMelStage(MelStage):
+    """Pre-emphasis, then mel energies in decibels. See `LogMel`."""
+
+    def __init__(self, mels: int, window: int, hop: int, n_fft: int, pre_emphasis: float) -> None:
+        super().__init__(mels, window, hop, n_fft)
+        if window % 2:
+            raise ValueError(f"Expected a window of an even number of samples, got {window}")
+        self.pre_emphasis = pre_emphasis
+
+    def minimum_input(self, frames: int) -> int:
+        """Samples that yield at least `frames` frames; the reflection needs more than half a window."""
+        return max((frames - 1) * self.hop, self.window.numel() // 2 + 1) + 1
 
     def forward(self, waveforms: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
         """(batch, time) -> (batch, frames, mels) in dB; one frame a hop, zero past the valid frames."""
@@ -122,12 +159,7 @@ class LogMelStage(nn.Module):
             emphasized = waveforms[:, 1:] - self.pre_emphasis * waveforms[:, :-1]
             lengths = lengths - 1
             padded = reflect(emphasized, lengths, self.window.numel() // 2)
-            window, filters = self.window.to(padded.dtype), self.filters.to(padded.dtype)
-            mel = [
-                PowerSpectrum.apply(rows, window, self.hop, self.n_fft) @ filters
-                for rows in torch.split(padded, self._rows(padded))
-            ]
-            decibels = 10.0 * torch.cat(mel).clamp_min(1e-16).log10()
+            decibels = 10.0 * self.energies(padded).clamp_min(1e-16).log10()
         frames = 1 + lengths // self.hop
         return mask_padding(decibels, frames), frames
 
@@ -187,7 +219,7 @@ class LogMel(FrontEnd):
 
     Args:
         mels: number of mel bands.
-        window: samples of the Hann window, a multiple of the hop.
+        window: samples of the Hann window, an even number.
         hop: samples between frames.
         n_fft: points of the Fourier transform.
         pre_emphasis: coefficient of the first-order difference.
@@ -209,4 +241,51 @@ class LogMel(FrontEnd):
         super().__init__({"raw": raw} if mask is None else {"raw": raw, "masked": mask})
         self.mask = mask
         self.mels, self.window, self.hop, self.n_fft, self.pre_emphasis = mels, window, hop, n_fft, pre_emphasis
+        self.frame_size = mels
+
+
+class Loudness(nn.Module):
+    """Amplify what is quieter than a level; louder utterances stay as they are.
+
+    Args:
+        level: root mean square of an utterance, in dB of full scale.
+    """
+
+    def __init__(self, level: float) -> None:
+        super().__init__()
+        self.level = level
+
+    def minimum_input(self, samples: int) -> int:
+        """As many samples as asked for."""
+        return samples
+
+    def forward(self, waveforms: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
+        """(batch, time) -> the same shape; -100 dB counts as silence, which is amplified no further."""
+        waveforms = mask_padding(waveforms, lengths)
+        power = (waveforms.square().sum(1) / lengths).clamp_min(1e-10)
+        gain = (10.0 ** (self.level / 20.0) / power.sqrt()).clamp_min(1.0)
+        return waveforms * gain.unsqueeze(1), lengths
+
+
+class Mel(FrontEnd):
+    """The front end of GE2E: the power, no logarithm, of 40 mel bands every 10 ms.
+
+    Windows of 25 ms, zeros around the utterance, Slaney mel filters from 0 to 8,000 Hz: librosa's `melspectrogram`, and
+    two frames more, in which the last window leaves the utterance. Energies without a logarithm depend on the volume,
+    so quiet utterances are amplified first, a stage of its own with its gradient.
+
+    Args:
+        mels: number of mel bands.
+        window: samples of the Hann window.
+        hop: samples between frames.
+        level: dB of full scale up to which quiet utterances are amplified; None: they are taken as they are.
+
+    Source: Resemblyzer (https://github.com/resemble-ai/Resemblyzer), after Wan et al., 2018; without its voice activity
+    detection, which cuts the waveform where no gradient follows.
+    """
+
+    def __init__(self, mels: int = 40, window: int = 400, hop: int = 160, level: float | None = -30.0) -> None:
+        raw = MelStage(mels, window, hop, window)
+        super().__init__({"raw": raw} if level is None else {"loudness": Loudness(level), "raw": raw})
+        self.mels, self.window, self.hop, self.level = mels, window, hop, level
         self.frame_size = mels

@@ -8,7 +8,7 @@ import math
 import warnings
 from collections.abc import Callable
 from statistics import NormalDist
-from typing import Any, ClassVar, TypeVar
+from typing import Any, ClassVar, NamedTuple, TypeVar
 
 import numpy as np
 import torch
@@ -201,13 +201,16 @@ def equal_error_threshold(target_scores: Tensor, nontarget_scores: Tensor) -> Te
     Raises:
         ValueError: scores that are not 1-D float, hold NaN, or are none of either kind.
     """
-    if min(target_scores.numel(), nontarget_scores.numel()) == 0:
-        raise ValueError(f"expected scores of both kinds, got {len(target_scores)} and {len(nontarget_scores)}")
+    _check_both(target_scores, nontarget_scores)
     scores, misses, false_alarms = _error_rates(target_scores, nontarget_scores)
+    return _thresholds(scores)[(misses - false_alarms)[1:].abs().argmin()]
+
+
+def _thresholds(scores: Tensor) -> Tensor:
+    """Between each two neighbors of distinct ascending scores, and the highest: accepted is what lies above."""
     middles = scores[:-1] + (scores[1:] - scores[:-1]) / 2
     middles = torch.where(middles < scores[1:], middles, scores[:-1])  # between adjacent floats the middle rounds up
-    thresholds = torch.cat([middles, scores[-1:]])
-    return thresholds[(misses - false_alarms)[1:].abs().argmin()]
+    return torch.cat([middles, scores[-1:]])
 
 
 def min_dcf(
@@ -232,11 +235,41 @@ def min_dcf(
     Raises:
         ValueError: scores that are not 1-D float or hold NaN, a prior or cost out of range.
     """
+    costs = _costs(target_scores, nontarget_scores, target_prior, miss_cost, false_alarm_cost)[1]
+    return costs.min() / min(miss_cost * target_prior, false_alarm_cost * (1 - target_prior))
+
+
+def min_dcf_threshold(
+    target_scores: Tensor,
+    nontarget_scores: Tensor,
+    target_prior: float = 0.01,
+    miss_cost: float = 1.0,
+    false_alarm_cost: float = 1.0,
+) -> Tensor:
+    """Threshold between two neighboring scores, or the highest, of the lowest detection cost; the lowest of equals.
+
+    Arguments and errors are those of `min_dcf`; there must be scores of both kinds.
+
+    Returns:
+        () float, on the scale of the scores.
+    """
+    _check_both(target_scores, nontarget_scores)
+    scores, costs = _costs(target_scores, nontarget_scores, target_prior, miss_cost, false_alarm_cost)
+    return _thresholds(scores)[costs[1:].argmin()]
+
+
+def _costs(
+    target_scores: Tensor, nontarget_scores: Tensor, target_prior: float, miss_cost: float, false_alarm_cost: float
+) -> tuple[Tensor, Tensor]:
+    """Distinct scores, and the detection cost for each row of `_error_rates`."""
     _check_costs(target_prior, miss_cost, false_alarm_cost)
-    _, misses, false_alarms = _error_rates(target_scores, nontarget_scores)
-    miss_weight, false_alarm_weight = miss_cost * target_prior, false_alarm_cost * (1 - target_prior)
-    costs = miss_weight * misses + false_alarm_weight * false_alarms
-    return costs.min() / min(miss_weight, false_alarm_weight)
+    scores, misses, false_alarms = _error_rates(target_scores, nontarget_scores)
+    return scores, miss_cost * target_prior * misses + false_alarm_cost * (1 - target_prior) * false_alarms
+
+
+def _check_both(target_scores: Tensor, nontarget_scores: Tensor) -> None:
+    if min(target_scores.numel(), nontarget_scores.numel()) == 0:
+        raise ValueError(f"expected scores of both kinds, got {len(target_scores)} and {len(nontarget_scores)}")
 
 
 def _check_costs(target_prior: float, miss_cost: float, false_alarm_cost: float) -> None:
@@ -266,6 +299,63 @@ def _error_rates(target_scores: Tensor, nontarget_scores: Tensor) -> tuple[Tenso
 
     targets, nontargets = len(target_scores), len(nontarget_scores)  # 0 / 0 is NaN
     return scores, rejected(target_scores) / targets, (nontargets - rejected(nontarget_scores)) / nontargets
+
+
+def verification_scores(scores: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    """Scores of target and of nontarget trials (SV): every utterance claims to be every speaker.
+
+    Args:
+        scores: (batch, speakers).
+        labels: (batch,) true speakers, or `REJECT`.
+
+    Returns:
+        (targets,) and (nontargets,).
+    """
+    target = labels.unsqueeze(1) == torch.arange(scores.shape[1], device=scores.device)
+    return scores[target], scores[~target]
+
+
+def identification_scores(scores: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    """Best scores of enrolled speakers who were found, and of imposters (OSI).
+
+    Arguments are those of `verification_scores`.
+
+    Returns:
+        (found,) and (imposters,): an enrolled speaker taken for another is an error at any threshold.
+    """
+    best, found = scores.max(dim=1)
+    return best[found == labels], best[labels == REJECT]
+
+
+class OpenSetErrors(NamedTuple):
+    """Rates of the three errors of open-set identification, () float, NaN where nobody could make one."""
+
+    false_acceptance: Tensor
+    """Imposters who are accepted, FAR."""
+    false_rejection: Tensor
+    """Enrolled speakers who are rejected, FRR."""
+    identification_error: Tensor
+    """Enrolled speakers who are accepted as another, IER."""
+
+
+def open_set_errors(decisions: Tensor, labels: Tensor) -> OpenSetErrors:
+    """Error rates of decisions in an open set; with one enrolled speaker FAR and FRR are those of verification.
+
+    Args:
+        decisions: (batch,) speakers, or `REJECT`.
+        labels: (batch,) true speakers, or `REJECT`.
+
+    Raises:
+        ValueError: shapes that differ.
+    """
+    if decisions.dim() != 1 or decisions.shape != labels.shape:
+        raise ValueError(f"expected a decision for each label, got {tuple(decisions.shape)} for {tuple(labels.shape)}")
+    enrolled, accepted = labels != REJECT, decisions != REJECT
+    return OpenSetErrors(
+        (accepted & ~enrolled).sum() / (~enrolled).sum(),
+        (~accepted & enrolled).sum() / enrolled.sum(),
+        (accepted & enrolled & (decisions != labels)).sum() / enrolled.sum(),
+    )
 
 
 class _Trials(Metric):

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from sec4sr_pl.defenses.base import Defense
 from sec4sr_pl.draws import key
 from sec4sr_pl.features import FrontEnd
-from sec4sr_pl.scoring import ClosedSet, Scorer
+from sec4sr_pl.scoring import ClosedSet, EnrolledScorer, Scorer
 from sec4sr_pl.types import REJECT, full_lengths
 
 
@@ -163,6 +163,18 @@ class Recognizer(nn.Module):
         other = Recognizer(self.features, self.backbone, scorer, defenses)
         other.defenses.train(self.training)
         other.training = self.training  # not train(): what is shared keeps its own flags
+        return other
+
+    def only(self, speaker: str) -> "Recognizer":
+        """The same system for the claim to be one of its enrolled speakers: verification. Shares all but the scorer.
+
+        Raises:
+            ValueError: a speaker who is not enrolled, or a classifier head, which has no threshold for a claim.
+        """
+        if not isinstance(self.scorer, EnrolledScorer):
+            raise ValueError(f"Expected enrolled speakers for verification, got a {type(self.scorer).__name__}")
+        other = copy.copy(self)
+        other._modules = {**self._modules, "scorer": self.scorer.only(speaker)}
         return other
 
 

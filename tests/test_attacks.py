@@ -26,7 +26,9 @@ from sec4sr_pl.attacks import (
     Attack,
     AutoAttack,
     CWinf,
+    Kenansville,
     Objective,
+    SirenAttack,
     Square,
     TargetedAPGD,
     UniformNoise,
@@ -63,9 +65,12 @@ ATTACKS: dict[str, tuple[Attack, int]] = {  # and the forward rows an utterance:
     "FAKEBOB, 2 draws": (FAKEBOB(steps=2, samples=6, draws=2), 2 * (2 * 7 + 1) + 1),
     "FMN": (FMN(steps=3), 4 + 1),
     "FMN, L-infinity, 2 draws": (FMN("linf", steps=2, draws=2), 2 * 3 + 1),
-    "AutoAttack": (AutoAttack(steps=1, queries=2), (2 + 1) + (1 + 9 * 2 + 1) + (3 + 1) + 1),
-    "AutoAttack, rand": (AutoAttack(version="rand", steps=1, draws=2), 2 * (2 * 2 + 2) + 1),
     "uniform noise": (UniformNoise(), 1),
+    "Siren": (SirenAttack(particles=3, epochs=2, steps=2), 2 * 3 * 3 + 1),
+    "Kenansville, fft": (Kenansville(rounds=3), 1 + 3 + 1),
+    "Kenansville, ssa, 2 draws": (Kenansville("ssa", rounds=2, draws=2), 2 * 3 + 1),
+    "AutoAttack": (AutoAttack(steps=1, queries=2), 1 + 3 * (2 + 1) + (2 + 1) + (1 + 9 * 2 + 1) + (3 + 1) + 1),
+    "AutoAttack, rand": (AutoAttack(version="rand", steps=1, draws=2), 1 + 3 * (2 * 2 + 2) + 1),
 }
 UNFINISHED = (PGD, FGSM, CWinf)
 """Attacks that never stop early, so that the number of forward rows is known beforehand."""
@@ -109,7 +114,9 @@ def wanted(scores: Tensor, labels: Tensor, objective: Objective) -> list[bool]:
 
 def draws(attack: Attack) -> bool:
     """Whether an attack draws random numbers."""
-    return bool(getattr(attack, "restarts", not isinstance(attack, (CW2, FMN))) or getattr(attack, "source", None))
+    return bool(
+        getattr(attack, "restarts", not isinstance(attack, (CW2, FMN, Kenansville))) or getattr(attack, "source", None)
+    )
 
 
 def seeded(seed: int = 0) -> torch.Generator:

@@ -90,10 +90,10 @@ def test_five_seconds_give_500_frames_of_32_bands() -> None:
     assert frames.shape == (1, 500, 32) and lengths.tolist() == [500]
 
 
-def test_a_window_that_is_no_multiple_of_the_hop_is_refused() -> None:
-    with pytest.raises(ValueError, match=r"multiple of the hop \(160\).*got 750"):
-        LogMel(window=750)
-    with pytest.raises(ValueError, match=r"n_fft \(512\), got 800"):
+def test_a_window_that_can_not_be_used_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"even number of samples, got 751"):
+        LogMel(window=751)
+    with pytest.raises(ValueError, match=r"n_fft \(512\) samples, got 800"):
         LogMel(n_fft=512)
 
 
@@ -129,8 +129,8 @@ def test_the_power_spectrum_has_the_value_and_gradient_of_the_plain_formula(
 
 @pytest.mark.parametrize(
     ("size", "hop", "n_fft", "time"),
-    [(8, 2, 8, 20), (8, 2, 11, 20), (6, 3, 10, 17), (4, 4, 4, 15), (6, 1, 7, 6)],
-    ids=["even", "odd transform", "unused tail", "no overlap", "one frame"],
+    [(8, 2, 8, 20), (8, 2, 11, 20), (6, 3, 10, 17), (4, 4, 4, 15), (6, 1, 7, 6), (5, 2, 6, 17), (3, 5, 4, 14)],
+    ids=["even", "odd transform", "unused tail", "no overlap", "one frame", "uneven hops", "gaps"],
 )
 def test_the_power_spectrum_passes_gradcheck(size: int, hop: int, n_fft: int, time: int) -> None:
     generator = torch.Generator().manual_seed(0)

@@ -34,19 +34,25 @@ def taken(kind: type[Attack]) -> dict[str, Any]:
     return {p.name: p.default for p in inspect.signature(kind).parameters.values()}
 
 
-REQUIRED: dict[str, dict[str, Any]] = {"Adaptive": {"attack": {"class_path": "PGD"}}}
+REQUIRED: dict[str, dict[str, Any]] = {
+    "Adaptive": {"attack": PGD()},
+    "AssumedThreshold": {"attack": PGD(), "threshold": 0.5},
+    "Replicate": {"inner": PGD()},
+    "UniversalPerturbation": {"path": Path("learned.wav")},
+}
 """Arguments without a default."""
 
 
 @pytest.mark.parametrize("kind", concrete(attacks, Attack))
 def test_every_argument_of_every_attack_is_one_of_the_command_line(kind: type[Attack]) -> None:
     required = REQUIRED.get(kind.__name__, {})
-    given = taken(kind) | required
+    written = {key: {"class_path": "PGD"} if isinstance(value, PGD) else value for key, value in required.items()}
+    given = taken(kind) | written
     parser = ArgumentParser(exit_on_error=False)
     parser.add_argument("--attacks", type=Sequence[Attack])
     parsed = parser.parse_object({"attacks": [{"class_path": kind.__name__, "init_args": given}]})
     (attack,) = parser.instantiate_classes(parsed).attacks
-    bare = kind(**({"attack": PGD()} if required else {}))
+    bare = kind(**required)
     assert repr(attack) == repr(bare) and attack.name == bare.name
     with pytest.raises(Exception, match="stepz"):
         parser.parse_object({"attacks": [{"class_path": kind.__name__, "init_args": {**given, "stepz": 1}}]})

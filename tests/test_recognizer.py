@@ -366,7 +366,7 @@ ORDER = [
     {"types", "audio", "kaldi", "draws", "allocator"},
     {"features", "backbones", "scoring", "losses", "defenses", "attacks", "metrics"},  # these never import each other
     {"recognizer", "checkpoint", "data"},
-    {"training", "callbacks", "robustness"},
+    {"training", "callbacks", "robustness", "enrollment"},
     {"cli", "evaluation"},
 ]
 LEVEL = {room: level for level, rooms in enumerate(ORDER) for room in rooms}

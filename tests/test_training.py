@@ -688,6 +688,7 @@ def tiny_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
             soundfile.write(folder / f"s{speaker}u{utterance}.wav", wave.numpy(), SAMPLE_RATE, subtype="PCM_16")
     shutil.copytree(root / "train", root / "Spk251_train")
     shutil.copytree(root / "test", root / "Spk251_test")
+    shutil.copytree(root / "train", root / "Spk10_enroll")
     return root
 
 
@@ -818,7 +819,7 @@ def test_every_evaluation_config_gives_the_arguments_of_an_evaluation(
 
 
 def test_every_config_is_tested() -> None:
-    tested = {"train", "cluster", "model", "data", "adversary", "evaluate"}
+    tested = {"train", "cluster", "model", "data", "adversary", "evaluate", "enroll"}
     assert {path.relative_to(CONFIGS).parts[0] for path in CONFIGS.rglob("*.yaml")} <= tested
     assert all(len(path.relative_to(CONFIGS).parts) == 2 for path in CONFIGS.rglob("*.yaml"))
 

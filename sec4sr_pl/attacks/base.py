@@ -24,7 +24,7 @@ class AttackResult(NamedTuple):
     """What an attack returns."""
 
     waveforms: Tensor
-    """(batch, time) detached, inside the budget and [-1, 1]."""
+    """(batch, time) detached, inside the budget and [-1, 1]; more time only after an attack that makes it longer."""
     lengths: Tensor
     """(batch,) valid samples."""
     achieved: Tensor
@@ -68,8 +68,7 @@ class CountedScore:
     """
 
     def __init__(self, score: Score, batch: Tensor, masked: bool) -> None:
-        self.score = score
-        self.tell = masked or not isinstance(score, nn.Module)
+        self.score, self.masked = score, masked
         self.queries = torch.zeros(len(batch), dtype=torch.int64, device=batch.device)
         self.rows: Tensor | slice = slice(None)
         self.size = len(batch)
@@ -89,14 +88,20 @@ class CountedScore:
         """
         if not hasattr(self.score, "with_gradient"):
             raise ValueError(f"Expected a recognizer, whose defenses are known, got {type(self.score).__name__}")
+        return self.on(form(self.score))
+
+    def on(self, score: Score) -> "CountedScore":
+        """Another score function, whose answers are counted here too."""
         other = copy.copy(self)
-        other.score = form(self.score)
+        other.score = score
         return other
 
     def __call__(self, waveforms: Tensor, lengths: Tensor) -> Tensor:
         """Scores of the utterances in order, or of several copies of the batch one after the other."""
         self.queries[self.rows] += len(waveforms) // max(1, self.size)
-        return self.score(waveforms, lengths) if self.tell else self.score(waveforms)  # type: ignore[call-arg]
+        if self.masked or not isinstance(self.score, nn.Module):
+            return self.score(waveforms, lengths)
+        return self.score(waveforms)  # type: ignore[no-any-return]
 
 
 class Attack(ABC):
@@ -121,6 +126,11 @@ class Attack(ABC):
     def name(self) -> str:
         """A short name for tables and folders."""
         return type(self).__name__
+
+    @property
+    def identity(self) -> str:
+        """What tells its results from another's: its parameters, and in some subclasses the content of files."""
+        return repr(self)
 
     @property
     def gradient_draws(self) -> int:
@@ -164,18 +174,19 @@ class Attack(ABC):
             masked = lengths is not None
             if measure and len(original):
                 objective.check(labels, CountedScore(score, original, masked)(original[:1], valid[:1]).shape[1])
+            presented, total = self.present(original, valid)
             result = AttackResult(
-                torch.empty_like(original), valid, torch.zeros_like(labels, dtype=torch.bool), torch.zeros_like(valid)
+                torch.empty_like(presented), total, torch.zeros_like(labels, dtype=torch.bool), torch.zeros_like(valid)
             )
             for rows in self.parts(original):
                 clean, own = original[rows], generator[rows] if isinstance(generator, Sequence) else generator
                 counted = CountedScore(fast, clean, masked)
                 adversarial = self.perturb(counted, clean, labels[rows], valid[rows], objective, own)
                 low, high = (clean - self.epsilon).clamp_min(-1.0), (clean + self.epsilon).clamp_max(1.0)
-                result.waveforms[rows] = mask_padding(adversarial.detach().clamp(low, high), valid[rows])
+                within = mask_padding(adversarial.detach().clamp(low, high), valid[rows])
+                result.waveforms[rows] = self.present(within, valid[rows])[0]
                 if measure:
-                    counted.score = score
-                    scores = counted(result.waveforms[rows], valid[rows])
+                    scores = counted.on(score)(result.waveforms[rows], total[rows])
                     result.achieved[rows] = objective.achieved(scores, labels[rows])
                 result.queries[rows] = counted.queries
         return result
@@ -199,6 +210,13 @@ class Attack(ABC):
         generator: Generators,
     ) -> Tensor:
         """Adversarial waveforms, (batch, time). Gradients are off; a subclass turns them on where it needs one."""
+
+    def present(self, waveforms: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
+        """What the recognizer hears of (batch, time) waveforms in the ball, and its lengths: the waveforms themselves.
+
+        An attack may make them longer. What it makes of the utterances themselves is what its result is compared with.
+        """
+        return waveforms, lengths
 
     def __repr__(self) -> str:
         """The name and the parameters that make it up."""

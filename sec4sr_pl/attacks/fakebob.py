@@ -7,6 +7,7 @@ from sec4sr_pl.attacks.base import Attack, CountedScore, Generators
 from sec4sr_pl.attacks.objective import Objective
 from sec4sr_pl.attacks.rows import Rows
 from sec4sr_pl.attacks.source import NES
+from sec4sr_pl.attacks.written import lasting
 
 PLATEAU = 5
 """Losses held to tell whether the last one is above the first."""
@@ -22,7 +23,7 @@ class FAKEBOB(Attack):
     A row's step size halves, down to a floor, where the last of its five latest losses is above the first. It returns
     its waveform of the lowest margin, and leaves when its goal is achieved, with the objective's confidence and in
     every draw, or when its loss has not fallen for 100 steps. The threshold is the objective's, known or estimated.
-    Directions are drawn where the generators live, by default on the CPU. Host synchronizations: three a step.
+    Directions are drawn where the generators live, by default on the CPU. Host synchronizations: four a step.
 
     Args:
         epsilon: radius of the ball, as a fraction of full scale.
@@ -90,26 +91,14 @@ class FAKEBOB(Attack):
         generator: Generators,
     ) -> Tensor:
         """The waveform of the lowest margin."""
-        batch, steps = len(waveforms), self.steps
-        if self.queries is not None:
-            steps = min(steps, (self.queries - self.draws) // ((self.samples + 1) * self.draws))
         best = waveforms.clone()
-        rows = Rows.of(
-            score,
-            labels,
-            lengths,
-            generator,
-            low=(waveforms - self.epsilon).clamp_min(-1.0),
-            high=(waveforms + self.epsilon).clamp_max(1.0),
-            x=waveforms,
-            mean=torch.zeros_like(waveforms),
-            step=waveforms.new_full((batch,), self.step_size),
-            losses=waveforms.new_full((batch, PLATEAU), torch.inf),
-            lowest=waveforms.new_full((batch,), torch.inf),
-            checked=waveforms.new_full((batch,), torch.inf),
-        )
-        for step in range(steps + 1):  # the last evaluates only
-            loss, gradient, achieved = self.look(rows, objective, gradient=step < steps)
+        rows = self.start(score, waveforms, labels, lengths, generator)
+        rows.lowest, rows.checked = torch.full_like(rows.step, torch.inf), torch.full_like(rows.step, torch.inf)
+        for step in range(self.affordable + 1):  # the last evaluates only
+            scores, gradient = self.look(rows, objective, gradient=step < self.affordable)
+            margins = torch.stack([objective.loss(drawn, rows.labels) for drawn in scores]).to(gradient)
+            loss, achieved = margins.mean(0), (margins < 0.0).all(0)
+            achieved = lasting(achieved, rows.x, rows, self.epsilon, objective, self.draws)
             lower = (loss < rows.lowest) | achieved
             best[rows.index[lower]] = rows.x[lower]
             rows.lowest = torch.where(lower, loss, rows.lowest)
@@ -117,19 +106,39 @@ class FAKEBOB(Attack):
             if step % PATIENCE == 0:
                 going &= loss <= PROGRESS * rows.checked
                 rows.checked = loss
-            rows.mean = self.momentum * rows.mean + (1.0 - self.momentum) * gradient
-            rows.losses = torch.cat([rows.losses[:, 1:], loss.unsqueeze(1)], 1)
-            risen = rows.losses[:, -1] > rows.losses[:, 0]  # never while fewer are held
-            rows.step = torch.where(risen, (rows.step / 2.0).clamp_min(self.smallest_step), rows.step)
-            rows.losses = rows.losses.masked_fill(risen.unsqueeze(1), torch.inf)
-            rows.x = torch.clamp(rows.x - rows.step.unsqueeze(1) * rows.mean.sign(), rows.low, rows.high)
+            self.advance(rows, loss, gradient)
             if not rows.keep(going):
                 break
         return best
 
-    def look(self, rows: Rows, objective: Objective, gradient: bool) -> tuple[Tensor, Tensor, Tensor]:
-        """Mean over draws of the margin and of its estimated gradient, and success in every draw, each by row."""
-        margins, slope = [], torch.zeros_like(rows.x)
+    @property
+    def affordable(self) -> int:
+        """Steps within the cap of queries, and one evaluation."""
+        if self.queries is None:
+            return self.steps
+        return min(self.steps, (self.queries - self.draws) // ((self.samples + 1) * self.draws))
+
+    def start(
+        self, score: CountedScore, waveforms: Tensor, labels: Tensor, lengths: Tensor, generator: Generators
+    ) -> Rows:
+        """All utterances, unchanged, with what a step needs to know."""
+        return Rows.of(
+            score,
+            labels,
+            lengths,
+            generator,
+            clean=waveforms,
+            low=(waveforms - self.epsilon).clamp_min(-1.0),
+            high=(waveforms + self.epsilon).clamp_max(1.0),
+            x=waveforms,
+            mean=torch.zeros_like(waveforms),
+            step=waveforms.new_full((len(waveforms),), self.step_size),
+            losses=waveforms.new_full((len(waveforms), PLATEAU), torch.inf),
+        )
+
+    def look(self, rows: Rows, objective: Objective, gradient: bool) -> tuple[list[Tensor], Tensor]:
+        """Scores in each draw, and the mean over draws of the margin's estimated gradient, zero if not asked for."""
+        drawn, slope = [], torch.zeros_like(rows.x)
         for _ in range(self.draws):
             if gradient:
                 scores, found = self.estimate(
@@ -138,6 +147,14 @@ class FAKEBOB(Attack):
                 slope += found
             else:
                 scores = rows.score(rows.x, rows.lengths)
-            margins.append(objective.loss(scores, rows.labels))
-        margin = torch.stack(margins).to(slope)
-        return margin.mean(0), slope / self.draws, (margin < 0.0).all(0)
+            drawn.append(scores)
+        return drawn, slope / self.draws
+
+    def advance(self, rows: Rows, loss: Tensor, gradient: Tensor) -> None:
+        """One step of each row; (rows,) losses decide about the size of the next ones."""
+        rows.mean = self.momentum * rows.mean + (1.0 - self.momentum) * gradient
+        rows.losses = torch.cat([rows.losses[:, 1:], loss.unsqueeze(1)], 1)
+        risen = rows.losses[:, -1] > rows.losses[:, 0]  # never while fewer are held
+        rows.step = torch.where(risen, (rows.step / 2.0).clamp_min(self.smallest_step), rows.step)
+        rows.losses = rows.losses.masked_fill(risen.unsqueeze(1), torch.inf)
+        rows.x = torch.clamp(rows.x - rows.step.unsqueeze(1) * rows.mean.sign(), rows.low, rows.high)

@@ -2,7 +2,6 @@
 
 import copy
 import math
-from collections.abc import Sequence
 from typing import Literal
 
 import torch
@@ -11,7 +10,7 @@ from torch.nn import functional
 
 from sec4sr_pl.attacks.base import Attack, Generators, Score
 from sec4sr_pl.attacks.objective import Objective
-from sec4sr_pl.attacks.source import GradientSource, scores_and_gradient
+from sec4sr_pl.attacks.source import GradientSource, scores_and_gradient, uniform
 
 Loss = Literal["cross_entropy", "margin"]
 AnyLoss = Loss | Literal["dlr"]
@@ -126,8 +125,8 @@ class PGD(Attack):
         best = waveforms
         lowest = torch.full((len(waveforms),), torch.inf, device=waveforms.device)
         for _ in range(self.restarts):
-            start = waveforms + self.epsilon * (2.0 * uniform(waveforms, generator) - 1.0)
-            run = self.descend(score, start.clamp(-1.0, 1.0), waveforms, labels, lengths, objective, generator)
+            start = self.start(waveforms, lengths, generator).clamp(-1.0, 1.0)
+            run = self.descend(score, start, waveforms, labels, lengths, objective, generator)
             if self.restarts == 1:
                 return run
             margin = torch.stack([objective.loss(score(run, lengths), labels) for _ in range(self.draws)]).mean(0)
@@ -146,11 +145,22 @@ class PGD(Attack):
         generator: Generators = None,
     ) -> Tensor:
         """One run from `x`, in the ball around `waveforms`."""
-        low, high = (waveforms - self.epsilon).clamp_min(-1.0), (waveforms + self.epsilon).clamp_max(1.0)
         for _ in range(self.steps):
             gradient = self.gradient(score, x, labels, lengths, objective, generator)
-            x = torch.clamp(x - self.step_size * gradient.sign(), low, high)
+            x = self.project(x - self.step_size * self.direction(gradient, waveforms, lengths), waveforms, lengths)
         return x
+
+    def start(self, waveforms: Tensor, lengths: Tensor, generator: Generators) -> Tensor:
+        """A random point of the ball around (batch, time) waveforms."""
+        return waveforms + self.epsilon * (2.0 * uniform(waveforms, generator) - 1.0)
+
+    def direction(self, gradient: Tensor, waveforms: Tensor, lengths: Tensor) -> Tensor:
+        """The steepest ascent in the ball's norm, (batch, time): a step is `-step_size` times it."""
+        return gradient.sign()
+
+    def project(self, x: Tensor, waveforms: Tensor, lengths: Tensor) -> Tensor:
+        """The point of the ball around (batch, time) waveforms, and of [-1, 1], closest to `x`."""
+        return torch.clamp(x, (waveforms - self.epsilon).clamp_min(-1.0), (waveforms + self.epsilon).clamp_max(1.0))
 
     def gradient(
         self,
@@ -228,13 +238,3 @@ class CWinf(PGD):
         source: GradientSource | None = None,
     ) -> None:
         super().__init__(epsilon, step_size, steps, restarts, draws, "margin", source)
-
-
-def uniform(like: Tensor, generator: Generators) -> Tensor:
-    """Uniform draws in [0, 1) of the shape and device of `like`; the same on every device for a CPU generator."""
-    if isinstance(generator, Sequence):  # one number a row seeds its draws: how many follow depends on the padding
-        seeds = [int(torch.randint(2**63 - 1, (), generator=own)) for own in generator]
-        rows = zip(like, seeds, strict=True)
-        return torch.stack([uniform(row, torch.Generator().manual_seed(seed)) for row, seed in rows])
-    device = like.device if generator is None else generator.device
-    return torch.rand(like.shape, generator=generator, device=device, dtype=like.dtype).to(like.device)

@@ -3,9 +3,8 @@
 from torch import Tensor
 
 from sec4sr_pl.attacks.base import Attack, CountedScore, Generators
-from sec4sr_pl.attacks.gradient import uniform
 from sec4sr_pl.attacks.objective import Objective
-from sec4sr_pl.attacks.source import row_generators
+from sec4sr_pl.attacks.source import row_generators, uniform
 
 
 class UniformNoise(Attack):

@@ -80,8 +80,7 @@ class NES(GradientSource):
     ) -> tuple[Tensor, Tensor]:
         """Scores and estimated gradient."""
         scores, total = score(waveforms, lengths), torch.zeros_like(waveforms)
-        at_a_time = CACHED_SAMPLES if waveforms.device.type == "cpu" else QUERIED_SAMPLES
-        pairs, most = self.samples // 2, max(1, at_a_time // max(1, 2 * waveforms.numel()))
+        pairs, most = self.samples // 2, max(1, copies_at_a_time(waveforms) // 2)
         for first in range(0, pairs, most):
             count = min(most, pairs - first)
             directions = normal(count, waveforms, lengths, generators)
@@ -90,6 +89,12 @@ class NES(GradientSource):
             losses = torch.stack([loss(part) for part in found.chunk(2 * count)])
             total += ((losses[:count] - losses[count:]).unsqueeze(2) * directions).sum(0)
         return scores, total / (self.samples * self.sigma)
+
+
+def copies_at_a_time(waveforms: Tensor) -> int:
+    """Copies of a (batch, time) that are scored together: what a CPU's cache or an accelerator's memory holds."""
+    at_a_time = CACHED_SAMPLES if waveforms.device.type == "cpu" else QUERIED_SAMPLES
+    return max(1, at_a_time // max(1, waveforms.numel()))
 
 
 BACK_PROPAGATION = BackPropagation()
@@ -128,3 +133,13 @@ def row_generators(generators: Generators, batch: int) -> list[torch.Generator]:
     device = "cpu" if generators is None else generators.device
     seeds = torch.randint(2**63 - 1, (batch,), generator=generators, device=device).tolist()
     return [torch.Generator().manual_seed(seed) for seed in seeds]
+
+
+def uniform(like: Tensor, generator: Generators) -> Tensor:
+    """Uniform draws in [0, 1) of the shape and device of `like`; the same on every device for a CPU generator."""
+    if isinstance(generator, Sequence):  # one number a row seeds its draws: how many follow depends on the padding
+        seeds = [int(torch.randint(2**63 - 1, (), generator=own)) for own in generator]
+        rows = zip(like, seeds, strict=True)
+        return torch.stack([uniform(row, torch.Generator().manual_seed(seed)) for row, seed in rows])
+    device = like.device if generator is None else generator.device
+    return torch.rand(like.shape, generator=generator, device=device, dtype=like.dtype).to(like.device)

@@ -1,5 +1,6 @@
 """From frames to one embedding an utterance."""
 
 from sec4sr_pl.backbones.audionet import AudioNet
+from sec4sr_pl.backbones.ge2e import GE2E
 
-__all__ = ["AudioNet"]
+__all__ = ["GE2E", "AudioNet"]

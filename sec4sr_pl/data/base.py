@@ -1,9 +1,9 @@
 """A data module over folders of speakers: crops for training, whole utterances for everything else."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from pytorch_lightning import LightningDataModule
@@ -24,7 +24,7 @@ Item = tuple[Tensor, int, str]
 class Utterances(Dataset[Item]):
     """Whole utterances, in manifest order."""
 
-    def __init__(self, utterances: Sequence[Utterance], labels: Sequence[int], resample: bool = False) -> None:
+    def __init__(self, utterances: Iterable[Utterance], labels: Iterable[int], resample: bool = False) -> None:
         self.utterances, self.labels, self.resample = list(utterances), list(labels), resample
 
     def __len__(self) -> int:
@@ -147,6 +147,9 @@ class SpeakerData(LightningDataModule):
         ValueError: a parameter outside its range.
     """
 
+    open_set: ClassVar[bool] = False
+    """Speakers who are not enrolled belong to the data, as imposters; otherwise they are a mistake."""
+
     def __init__(
         self,
         root: Path | None = None,
@@ -218,9 +221,9 @@ class SpeakerData(LightningDataModule):
         return train if part == "train" else development
 
     def dataset(self, part: str) -> Utterances:
-        """Whole utterances of a part, with labels that index `speakers`."""
+        """Whole utterances of a part, with labels that index `speakers`; imposters are `REJECT`."""
         utterances = self.utterances(part)
-        return Utterances(utterances, label(utterances, self.speakers), self.resample)
+        return Utterances(utterances, label(utterances, self.speakers, not self.open_set), self.resample)
 
     def train_dataloader(self) -> DataLoader[Item]:
         """Crops of one length, in an order drawn from (seed, epoch); every process gets as many batches."""

@@ -41,6 +41,8 @@ class Defense(nn.Module, ABC):
     gradients: ClassVar[tuple[str, ...]] = ("identity",)
     """What can stand for it: `identity`, the gradient of the output for that of the input, first."""
     gradient: str = "identity"
+    compresses: ClassVar[bool] = False
+    """Leaves fewer frames than it gets."""
     software: str = ""
     """Name and version of a library that the output depends on."""
 

@@ -14,23 +14,24 @@ from sec4sr_pl.types import valid_mask
 Distance = Literal["L2", "cos"]
 
 
-def assign(frames: Tensor, centers: Tensor, clusters: Tensor, distance: Distance = "L2") -> Tensor:
-    """The nearest center of each frame, (batch, frames), among the first `clusters` of each row."""
+def assign(frames: Tensor, centers: Tensor, real: Tensor, distance: Distance = "L2") -> Tensor:
+    """The nearest center of each frame, (batch, frames), among those that are (batch, centers) `real`."""
     centers = normalize(centers, dim=2) if distance == "cos" else centers  # a frame's own norm does not matter
     squares = torch.zeros_like(centers[..., 0]) if distance == "cos" else centers.square().sum(2)
-    offset = squares.masked_fill(~valid_mask(clusters, centers.shape[1]), torch.inf).unsqueeze(1)
+    offset = squares.masked_fill_(~real, torch.inf).unsqueeze(1)
     return torch.baddbmm(offset, frames, centers.transpose(1, 2), alpha=-2.0).argmin(2)
 
 
 def cluster_means(frames: Tensor, assigned: Tensor, valid: Tensor, size: int) -> Tensor:
     """Means of clusters, (batch, size, dims), differentiable; an empty cluster i gives frame i."""
     batch, dims = len(frames), frames.shape[2]
-    rows = (size + 1) * torch.arange(batch, device=frames.device).unsqueeze(1)
-    index = (assigned.masked_fill(~valid, size) + rows).flatten()  # padding goes to a cluster that is thrown away
-    counts = frames.new_zeros(batch * (size + 1)).index_add(0, index, frames.new_ones(len(index)))
-    sums = frames.new_zeros(batch * (size + 1), dims).index_add(0, index, frames.reshape(-1, dims))
-    counts, sums = counts.reshape(batch, size + 1, 1)[:, :size], sums.reshape(batch, size + 1, dims)[:, :size]
-    return torch.where(counts > 0, sums / counts.clamp_min(1), frames[:, :size])
+    first = size * torch.arange(batch, device=frames.device).unsqueeze(1)
+    index = torch.where(valid, assigned + first, batch * size).flatten()  # padding goes to a row that is thrown away
+    counts = frames.new_zeros(batch * size + 1).index_add_(0, index, frames.new_ones(len(index)))
+    counts = counts[:-1].reshape(batch, size, 1)
+    sums = frames.new_zeros(batch * size + 1, dims).index_add_(0, index, frames.reshape(-1, dims))
+    means = sums[:-1].reshape(batch, size, dims) / counts.clamp_min(1)
+    return torch.where(counts > 0, means, frames[:, :size])
 
 
 @torch.no_grad()
@@ -45,21 +46,27 @@ def kmeans(
 ) -> Tensor:
     """Lloyd's algorithm on each row: the cluster of each frame, (batch, frames).
 
-    A row stops by itself when the squared sum of its centers' movements is below the tolerance, so its result does not
-    depend on the other rows.
+    A row stops by itself when the squared sum of its centers' movements is below the tolerance, and leaves the batch:
+    its result does not depend on the other rows.
     """
-    valid = valid_mask(lengths, frames.shape[1])
-    assigned = assign(frames, centers, clusters, distance)
-    running = torch.ones(len(frames), dtype=torch.bool, device=frames.device)
+    frames, size = frames.contiguous(), centers.shape[1]
+    valid, real = valid_mask(lengths, frames.shape[1]), valid_mask(clusters, size)
+    found = assign(frames, centers, real, distance)
+    index = torch.arange(len(frames), device=frames.device)
+    running = torch.ones_like(index, dtype=torch.bool)
     for iteration in range(iterations):
-        means = cluster_means(frames, assigned, valid, centers.shape[1])
-        movement = (means - centers).norm(dim=2).masked_fill(~valid_mask(clusters, centers.shape[1]), 0.0).sum(1)
-        running = running & (movement.square() >= tolerance)
-        if (frames.device.type == "cpu" or iteration % 8 == 7) and not running.any():  # seldom: it synchronizes a GPU
-            break
-        centers = torch.where(running[:, None, None], means, centers)
-        assigned = torch.where(running[:, None], assign(frames, centers, clusters, distance), assigned)
-    return assigned
+        assigned = found[index]
+        means = cluster_means(frames, assigned, valid, size)
+        movement = (means - centers).square_().sum(2).sqrt_().masked_fill_(~real, 0.0).sum(1)
+        running, centers = running & (movement.square() >= tolerance), means
+        if frames.device.type == "cpu" or iteration % 8 == 7:  # seldom: it synchronizes a GPU
+            if not running.any():
+                break
+            if not running.all():
+                frames, valid, real, centers = frames[running], valid[running], real[running], centers[running]
+                index, assigned, running = index[running], assigned[running], running[running]
+        found[index] = torch.where(running.unsqueeze(1), assign(frames, centers, real, distance), assigned)
+    return found
 
 
 def one_of(name: str, value: str, choices: tuple[str, ...]) -> None:
@@ -93,6 +100,8 @@ class Compression(FrameDefense):
     Raises:
         ValueError: a ratio outside (0, 1], or samples instead of frames.
     """
+
+    compresses = True
 
     def __init__(self, ratio: float, after: str) -> None:
         super().__init__(after)

@@ -2,5 +2,6 @@
 
 from sec4sr_pl.robustness.campaign import Campaign, CampaignError
 from sec4sr_pl.robustness.tables import Summary, summarize
+from sec4sr_pl.robustness.transfer import Transfer
 
-__all__ = ["Campaign", "CampaignError", "Summary", "summarize"]
+__all__ = ["Campaign", "CampaignError", "Summary", "Transfer", "summarize"]

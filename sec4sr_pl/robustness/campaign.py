@@ -9,6 +9,7 @@ import math
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from hashlib import sha256
+from itertools import compress
 from pathlib import Path
 from typing import Any
 
@@ -17,14 +18,14 @@ from torch import Tensor
 
 from sec4sr_pl import audio, metrics
 from sec4sr_pl.attacks import Attack, AttackResult, Objective, UniformNoise
-from sec4sr_pl.attacks.worst import as_written
+from sec4sr_pl.attacks.written import as_written
 from sec4sr_pl.checkpoint import checksum, describe
 from sec4sr_pl.data.base import Utterances, collate
 from sec4sr_pl.draws import key
 from sec4sr_pl.recognizer import Ensemble, Recognizer
 from sec4sr_pl.robustness.probe import probed, shortened, steepness
 from sec4sr_pl.robustness.targets import Goal, choose_targets
-from sec4sr_pl.types import Batch
+from sec4sr_pl.types import REJECT, Batch
 
 Record = dict[str, Any]
 BENIGN = "benign"
@@ -52,7 +53,8 @@ def write_text(path: Path, text: str) -> None:
 class Campaign:
     """Attacks on a recognizer over a list of utterances, recorded under a folder.
 
-    The success of an attack is measured on the file that it left behind, read again.
+    The success of an attack is measured on the file that it left behind, read again. A closed set rejects nobody:
+    utterances with the label `REJECT` are then left out, and counted.
 
     Args:
         recognizer: the system under test, with its defenses, on the device that shall do the work.
@@ -89,8 +91,12 @@ class Campaign:
         names = [attack.name for attack in attacks]
         if len(set(names)) < len(names) or BENIGN in names:
             raise CampaignError(f"Expected attacks with names of their own, got {', '.join(names)}")
+        self.threshold = float(recognizer.scorer.threshold)
+        decidable = [self.threshold > -math.inf or label != REJECT for label in data.labels]
+        self.excluded = decidable.count(False)
+        data = Utterances(compress(data.utterances, decidable), compress(data.labels, decidable), data.resample)
         if not len(data):
-            raise CampaignError("Expected at least one utterance, got none")
+            raise CampaignError(f"Expected at least one utterance, got none ({self.excluded} of imposters left out)")
         if batch_size < 1 or draws < 1:
             raise CampaignError(f"Expected batch_size and draws >= 1, got {batch_size} and {draws}")
         shortest = min(data.utterances, key=lambda utterance: utterance.frames)
@@ -105,7 +111,6 @@ class Campaign:
         self.data, self.attacks, self.output = data, list(attacks), Path(output)
         self.goal, self.adaptive, self.batch_size, self.seed = goal, adaptive, batch_size, seed
         self.draws, self.perceptual = draws, perceptual
-        self.threshold = float(recognizer.scorer.threshold)
         self.objective = Objective(self.threshold, targeted=goal != "untargeted")
         self.defenses = describe(recognizer.defenses)
         self.identity = self._identity(identity or {})
@@ -121,7 +126,7 @@ class Campaign:
             "torch": torch.__version__,
             "software": sorted({defense.software for defense in self.recognizer.defenses} - {""}),
             "recognizer": describe(self.recognizer),
-            "attacks": {attack.name: repr(attack) for attack in self.attacks},
+            "attacks": {attack.name: attack.identity for attack in self.attacks},
             "goal": self.goal,
             "adaptive": self.adaptive,
             "randomized": self.recognizer.randomized,
@@ -130,6 +135,7 @@ class Campaign:
             "draws": self.draws,
             "perceptual": self.perceptual,
             "utterances": len(utterances),
+            "excluded": self.excluded,
             "manifest": f"{key(*utterances):016x}",
         }
 
@@ -285,7 +291,8 @@ class Campaign:
             labels = torch.tensor([json.loads(line)["target"] for line in lines], device=labels.device)
         result = self.craft(attack, self.victim, batch, labels, attack.name)
         paths = [self.audio(attack, i) for i in self.batches[index]]
-        originals = [row[:n].cpu() for row, n in zip(batch.waveforms, batch.lengths.tolist(), strict=True)]
+        compared = zip(*attack.present(batch.waveforms, batch.lengths), strict=True)  # as long as the result
+        originals = [row[:n].cpu() for row, n in compared]
         crafted = [row[:n].cpu() for row, n in zip(result.waveforms, result.lengths.tolist(), strict=True)]
         for path, adversarial, original in zip(paths, crafted, originals, strict=True):
             audio.write_adversarial(path, adversarial, original, attack.epsilon)

@@ -1,9 +1,15 @@
-"""The summary as a picture: accuracy under each attack, with intervals."""
+"""A campaign in pictures: accuracy under each attack, with intervals, and success against queries."""
 
 import os
+from collections.abc import Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING
 
+from sec4sr_pl.robustness.queries import Curve
 from sec4sr_pl.robustness.tables import Summary
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 
 def plot(summary: Summary, path: Path) -> Path:
@@ -28,6 +34,29 @@ def plot(summary: Summary, path: Path) -> Path:
     axes.set_title(f"{summary.benign.trials} utterances, goal: {summary.goal}", fontsize=10)
     axes.tick_params(axis="x", rotation=30)
     axes.grid(axis="y", alpha=0.3)
+    return save(figure, path)
+
+
+def plot_queries(curves: Mapping[str, Curve], path: Path) -> Path:
+    """Write a PNG of success rates against queries, one line an attack, by name; the path."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(6.4, 3.6), layout="constrained")
+    axes = figure.add_subplot()
+    for name, curve in curves.items():
+        axes.step(curve.queries, [100 * rate for rate in curve.rates], where="post", label=name)
+    axes.set_xscale("symlog", linthresh=1)
+    axes.set_xlim(left=1)
+    axes.set_ylim(0, 100)
+    axes.set_xlabel("forward rows an utterance")
+    axes.set_ylabel("success, %")
+    axes.legend(fontsize=8)
+    axes.grid(alpha=0.3)
+    return save(figure, path)
+
+
+def save(figure: "Figure", path: Path) -> Path:
+    """Write a PNG that appears under its name only when it is whole; the path."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     figure.savefig(temporary, format="png", dpi=120)
     temporary.replace(path)

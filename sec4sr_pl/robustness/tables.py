@@ -4,14 +4,16 @@ import csv
 import io
 import json
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 from sec4sr_pl.attacks import Attack, UniformNoise
 from sec4sr_pl.metrics import r1_score, wilson_interval
 from sec4sr_pl.robustness.campaign import BENIGN, Campaign, Record, counted, write_text
 from sec4sr_pl.robustness.sentinel import Report, examine
+from sec4sr_pl.types import REJECT
 
 EXACT = ("l2", "linf", "snr")
 MEASURES = (*EXACT, "pesq", "stoi")
@@ -56,6 +58,8 @@ class Row(NamedTuple):
     """Mean of each measure of distortion, and for how many utterances it is not defined; None where not measured."""
     queries: float
     """Forward rows an utterance, mean."""
+    directions: Mapping[str, Rate] = MappingProxyType({})
+    """In an open set: those who were decided correctly before and are now wrongly accepted, rejected, or confused."""
 
 
 class Summary(NamedTuple):
@@ -72,6 +76,11 @@ class Summary(NamedTuple):
     notes: list[str]
     sentinel: Report
 
+    @property
+    def directions(self) -> list[str]:
+        """The ways in which an attack succeeds; none in a closed set."""
+        return list(self.rows[0].directions) if self.rows else []
+
     def to_json(self) -> str:
         """All numbers, fractions."""
         plain: dict[str, Any] = {
@@ -79,7 +88,12 @@ class Summary(NamedTuple):
             "benign": self.benign._asdict(),
             "worst": self.worst._asdict(),
             "rows": [
-                {**row._asdict(), "accuracy": row.accuracy._asdict(), "success": row.success._asdict()}
+                {
+                    **row._asdict(),
+                    "accuracy": row.accuracy._asdict(),
+                    "success": row.success._asdict(),
+                    "directions": {name: rate._asdict() for name, rate in row.directions.items()},
+                }
                 for row in self.rows
             ],
             "sentinel": {**self.sentinel._asdict(), "flags": [flag._asdict() for flag in self.sentinel.flags]},
@@ -92,8 +106,9 @@ class Summary(NamedTuple):
         writer = csv.writer(text, lineterminator="\n")
         rates = [f"{name}{part}" for name in ("accuracy", "success") for part in ("", "_k", "_n", "_low", "_high")]
         failures = [f"{name}_undefined" for name in MEASURES]
-        writer.writerow(["attack", *rates, "accuracy_over_draws", "queries", *MEASURES, *failures])
-        nothing = [""] * (2 + 2 * len(MEASURES))
+        ways = [f"{name}{part}" for name in self.directions for part in ("", "_k", "_n", "_low", "_high")]
+        writer.writerow(["attack", *rates, "accuracy_over_draws", "queries", *MEASURES, *failures, *ways])
+        nothing = [""] * (2 + 2 * len(MEASURES) + len(ways))
 
         def cells(rate: Rate) -> list[Any]:
             return [rate.value, rate.successes, rate.trials, rate.low, rate.high]
@@ -111,6 +126,7 @@ class Summary(NamedTuple):
                     row.queries,
                     *means,
                     *undefined,
+                    *(cell for rate in row.directions.values() for cell in cells(rate)),
                 ]
             )
         writer.writerow(["worst case", *cells(self.worst), *[""] * 5, *nothing])
@@ -120,9 +136,10 @@ class Summary(NamedTuple):
         """A table for people, percentages with intervals, the notes and the sentinel's report below."""
         randomized = self.benign_over_draws is not None
         titles = ["attack", "accuracy % [95 %]", *(["over draws %"] if randomized else [])]
-        titles += ["success % of n [95 %]", "n", "L2", "Linf", "SNR dB", "PESQ", "STOI", "undefined", "queries"]
+        titles += ["success % of n [95 %]", "n", *(f"{name} % [95 %]" for name in self.directions)]
+        titles += ["L2", "Linf", "SNR dB", "PESQ", "STOI", "undefined", "queries"]
         lines = [titles, ["---"] * len(titles)]
-        blank = ["-"] * 9
+        blank = ["-"] * (9 + len(self.directions))
 
         def drawn(value: float | None) -> list[str]:
             return [shown(None if value is None else 100 * value, 1)] if randomized else []
@@ -141,6 +158,7 @@ class Summary(NamedTuple):
                     *drawn(row.accuracy_over_draws),
                     str(row.success),
                     str(row.success.trials),
+                    *map(str, row.directions.values()),
                     *means,
                     undefined or "0",
                     f"{row.queries:.0f}",
@@ -164,15 +182,25 @@ def mean(values: Iterable[float | None]) -> float | None:
     return math.fsum(present) / len(present) if present else None
 
 
-def summarize(campaign: Campaign) -> Summary:
-    """Read a finished campaign's records.
+def gather(campaigns: Sequence[Campaign], name: str) -> list[Record]:
+    """The records of several campaigns, each named after its campaign too."""
+    return [
+        {**record, "name": f"{index}/{record['name']}"}
+        for index, campaign in enumerate(campaigns)
+        for record in campaign.records(name)
+    ]
+
+
+def summarize(*campaigns: Campaign) -> Summary:
+    """Read the records of a finished campaign, or of several with the same settings, counted together.
 
     Raises:
         CampaignError: a unit that is not there.
     """
-    benign = {record["name"]: record for record in campaign.records(BENIGN)}
-    records = {a.name: {record["name"]: record for record in campaign.records(a.name)} for a in campaign.attacks}
-    rows = [_row(a, list(records[a.name].values()), benign, campaign.perceptual) for a in campaign.attacks]
+    campaign = campaigns[0]
+    benign = {record["name"]: record for record in gather(campaigns, BENIGN)}
+    records = {a.name: {record["name"]: record for record in gather(campaigns, a.name)} for a in campaign.attacks}
+    rows = [_row(a, list(records[a.name].values()), benign, campaign) for a in campaign.attacks]
     judges = [attack.name for attack in campaign.attacks if comparable(attack)]
     accuracies = [row.accuracy.value for row in rows if row.attack in judges and row.accuracy.value is not None]
     worst = [own["correct"] and all(records[a][name]["correct"] for a in judges) for name, own in benign.items()]
@@ -195,9 +223,9 @@ def comparable(attack: Attack) -> bool:
     return math.isfinite(attack.epsilon) and not isinstance(attack, UniformNoise)
 
 
-def _row(attack: Attack, records: Sequence[Record], benign: dict[str, Record], perceptual: bool) -> Row:
+def _row(attack: Attack, records: Sequence[Record], benign: dict[str, Record], campaign: Campaign) -> Row:
     """The numbers of one attack; the distortion of one without a ball is that of its successes."""
-    tried = counted(records, benign)
+    perceptual, tried = campaign.perceptual, counted(records, benign)
     changed = records if math.isfinite(attack.epsilon) else [record for record in tried if record["achieved"]]
     measures: dict[str, dict[str, float | int | None]] = {
         measure: {
@@ -213,12 +241,26 @@ def _row(attack: Attack, records: Sequence[Record], benign: dict[str, Record], p
         mean(record["correct_rate"] for record in records),
         measures,
         math.fsum(record["queries"] for record in records) / len(records),
+        {} if campaign.threshold == -math.inf else directions(records, benign),
     )
+
+
+def directions(records: Sequence[Record], benign: dict[str, Record]) -> dict[str, Rate]:
+    """Imposters who are accepted, enrolled speakers who are rejected, and who are taken for another."""
+    before = [(record["label"], record["decision"]) for record in records if benign[record["name"]]["correct"]]
+    enrolled = [(label, decision) for label, decision in before if label != REJECT]
+    return {
+        "accepted": Rate.of(decision != REJECT for label, decision in before if label == REJECT),
+        "rejected": Rate.of(decision == REJECT for _, decision in enrolled),
+        "confused": Rate.of(decision not in (REJECT, label) for label, decision in enrolled),
+    }
 
 
 def notes(campaign: Campaign) -> list[str]:
     """How to read the table."""
     found = []
+    if campaign.excluded:
+        found.append(f"{campaign.excluded} utterances of imposters were left out: a closed set rejects nobody.")
     if free := [attack.name for attack in campaign.attacks if not math.isfinite(attack.epsilon)]:
         found.append(
             f"{', '.join(free)}: no ball, so not in the worst case and in R1; read how much a success changed "

@@ -1,0 +1,67 @@
+"""Spk10: ten speakers to enroll, and imposters, for identification and verification."""
+
+from pathlib import Path
+from typing import Any
+
+from sec4sr_pl.data.base import SpeakerData
+from sec4sr_pl.data.manifest import DataError, Utterance, scan
+
+
+class Spk10(SpeakerData):
+    """`Spk10_enroll`, `Spk10_test` and `Spk10_imposter` of SEC4SR, or of any data in the same form.
+
+    Parts are `enroll`, `calibration` (imposters, from whom thresholds come) and `test` (enrolled speakers and other
+    imposters). Every second imposter is for calibration, in the order of their numbers, so that no voice is in both.
+
+    Args:
+        root: holds the splits; default: the variable SEC4SR_DATA, else `data`.
+        enroll_split: folder of the enrollment utterances, whose speakers are those that are enrolled.
+        test_split: folder of other utterances of the same speakers.
+        imposter_split: folder of speakers who are not enrolled.
+        kwargs: those of `SpeakerData`, whose training utterances are those for enrollment.
+    """
+
+    open_set = True
+
+    def __init__(
+        self,
+        root: Path | None = None,
+        enroll_split: str = "Spk10_enroll",
+        test_split: str = "Spk10_test",
+        imposter_split: str = "Spk10_imposter",
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(root, enroll_split, test_split, **kwargs)
+        self.enroll_split, self.imposter_split = enroll_split, imposter_split
+
+    def utterances(self, part: str) -> list[Utterance]:
+        """The utterances of `enroll`, `calibration` or `test`, in manifest order; also `train` and `development`.
+
+        Raises:
+            DataError: another part, fewer than two imposters, an imposter who is enrolled, a test speaker who is not.
+        """
+        if part == "enroll":
+            return scan(self.root, self.enroll_split, self.resample)
+        if part not in ("calibration", "test"):
+            return super().utterances(part)
+        calibration, test = self._imposters()
+        return calibration if part == "calibration" else super().utterances("test") + test
+
+    def _imposters(self) -> tuple[list[Utterance], list[Utterance]]:
+        """Utterances of the imposters for calibration, and of those for test."""
+        utterances = scan(self.root, self.imposter_split, self.resample)
+        speakers = sorted({u.speaker for u in utterances}, key=lambda name: (len(name), name))  # 26 before 103
+        enrolled = {u.speaker for u in self.utterances("enroll")}
+        tested = {u.speaker for u in super().utterances("test")}
+        if len(speakers) < 2:
+            raise DataError(f"{self.root / self.imposter_split} has 1 speaker: expected one to calibrate, one to test")
+        if wrong := sorted(enrolled.intersection(speakers)) or sorted(tested - enrolled):
+            raise DataError(
+                f"Expected the speakers of {self.test_split} in {self.enroll_split}, and none of them in "
+                f"{self.imposter_split}: see {', '.join(wrong[:5])}"
+            )
+        calibrating = set(speakers[::2])
+        return (
+            [u for u in utterances if u.speaker in calibrating],
+            [u for u in utterances if u.speaker not in calibrating],
+        )

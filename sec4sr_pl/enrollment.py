@@ -1,0 +1,220 @@
+"""Enroll speakers and set the threshold: `python -m sec4sr_pl.enrollment --config configs/enroll/ge2e.yaml`."""
+
+import copy
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Literal, NamedTuple
+
+import torch
+from jsonargparse import ActionConfigFile, ArgumentParser  # type: ignore[attr-defined]
+from rich.console import Console
+from torch import Tensor
+
+from sec4sr_pl import metrics
+from sec4sr_pl.checkpoint import load_recognizer, save_recognizer
+from sec4sr_pl.data import SpeakerData
+from sec4sr_pl.data.base import Utterances, collate
+from sec4sr_pl.defenses import Defense
+from sec4sr_pl.draws import key
+from sec4sr_pl.recognizer import Recognizer
+from sec4sr_pl.scoring import EnrolledScorer
+
+Task = Literal["CSI", "SV", "OSI"]
+
+
+class Calibration(NamedTuple):
+    """How a threshold was found."""
+
+    threshold: float
+    targets: int
+    """Scores that should be above it."""
+    nontargets: int
+    """Scores that should be below."""
+    equal_error_rate: float
+    """On these scores, as fraction."""
+
+
+@torch.no_grad()
+def embed(recognizer: Recognizer, utterances: Utterances, batch_size: int = 16, seed: int = 0) -> Tensor:
+    """(utterances, embedding) through the recognizer's defenses, whose draws come from (seed, names of a batch).
+
+    Raises:
+        ValueError: an utterance that is too short.
+    """
+    device = recognizer.scorer.threshold.device
+    embeddings = []
+    for first in range(0, len(utterances), batch_size):
+        rows = range(first, min(first + batch_size, len(utterances)))
+        batch = collate([utterances[row] for row in rows])
+        recognizer.check(batch.waveforms, batch.lengths, batch.names)
+        recognizer.seed(key(seed, *batch.names, "enrollment"))
+        embeddings.append(recognizer.embed(batch.waveforms.to(device), batch.lengths.to(device)))
+    return torch.cat(embeddings)
+
+
+@torch.no_grad()
+def held_out_scores(scorer: EnrolledScorer, embeddings: Tensor, speakers: Sequence[str]) -> Tensor:
+    """Scores of enrollment utterances against models that they have no part in, (utterances, speakers).
+
+    In each turn every speaker's model is of all utterances but one.
+
+    Raises:
+        ValueError: a speaker with one utterance.
+    """
+    counts: Counter[str] = Counter()
+    turns = []
+    for name in speakers:
+        turns.append(counts[name])
+        counts[name] += 1
+    if single := [name for name, count in counts.items() if count == 1]:
+        raise ValueError(
+            f"Expected two or more enrollment utterances a speaker, to calibrate on, got one of {', '.join(single[:5])}"
+        )
+    scores, others = embeddings.new_empty(len(speakers), len(counts)), copy.deepcopy(scorer)
+    for turn in range(max(turns) + 1):
+        out, rest = ([row for row, own in enumerate(turns) if (own == turn) is held] for held in (True, False))
+        others.enroll(embeddings[rest], [speakers[row] for row in rest])
+        scores[out] = others(embeddings[out])
+    return scores
+
+
+def calibrate(scores: Tensor, labels: Tensor, task: Task, target_prior: float | None = None) -> Calibration:
+    """The threshold of a task with one.
+
+    Args:
+        scores: (utterances, speakers) of utterances that are no part of a test.
+        labels: (utterances,) true speakers, or `REJECT`.
+        task: SV is for a claim to be a speaker, OSI for the best of all speakers.
+        target_prior: probability of a target, for the threshold of the lowest detection cost; None: at equal errors.
+
+    Raises:
+        ValueError: no scores of one kind.
+    """
+    trials = metrics.verification_scores if task == "SV" else metrics.identification_scores
+    targets, nontargets = trials(scores, labels)
+    if target_prior is None:
+        threshold = metrics.equal_error_threshold(targets, nontargets)
+    else:
+        threshold = metrics.min_dcf_threshold(targets, nontargets, target_prior)
+    rate = metrics.equal_error_rate(targets, nontargets)
+    return Calibration(float(threshold), len(targets), len(nontargets), float(rate))
+
+
+def enroll(
+    recognizer: Recognizer,
+    data: SpeakerData,
+    task: Task = "OSI",
+    target_prior: float | None = None,
+    batch_size: int = 16,
+    seed: int = 0,
+) -> Calibration | None:
+    """Enroll the speakers of the data's part `enroll` in a recognizer, and set its threshold, through its defenses.
+
+    The threshold comes from the enrollment utterances, each scored against models without it, and from the imposters
+    of the part `calibration`; the test set has no say. A closed set (CSI) has none.
+
+    Args:
+        recognizer: with an `EnrolledScorer`; it is changed.
+        data: with parts `enroll` and `calibration`, e.g. `Spk10`.
+        task: as in `calibrate`, or CSI.
+        target_prior: as in `calibrate`.
+        batch_size: utterances embedded at a time.
+        seed: of the draws of randomized defenses.
+
+    Raises:
+        ValueError: a scorer that can't be enrolled, or utterances that can't be used.
+    """
+    scorer = recognizer.eval().scorer
+    if not isinstance(scorer, EnrolledScorer):
+        raise ValueError(f"{type(scorer).__name__} has no enrollment: expected a scorer such as Cosine")
+    data.prepare_data()
+    data.connect(sorted({utterance.speaker for utterance in data.utterances("enroll")}))
+    enrollment = data.dataset("enroll")
+    embeddings = embed(recognizer, enrollment, batch_size, seed)
+    speakers = [utterance.speaker for utterance in enrollment.utterances]
+    scorer.enroll(embeddings, speakers)
+    if task == "CSI":
+        return None
+    others = data.dataset("calibration")
+    scores = [held_out_scores(scorer, embeddings, speakers), scorer(embed(recognizer, others, batch_size, seed))]
+    found = calibrate(torch.cat(scores).cpu(), torch.tensor(enrollment.labels + others.labels), task, target_prior)
+    scorer.threshold.fill_(found.threshold)
+    return found
+
+
+def make(
+    data: SpeakerData,
+    output: Path,
+    recognizer: Recognizer | None = None,
+    checkpoint: Path | None = None,
+    scorer: EnrolledScorer | None = None,
+    defenses: list[Defense] | None = None,
+    task: Task = "OSI",
+    target_prior: float | None = None,
+    batch_size: int = 16,
+    seed: int = 0,
+    device: str = "cpu",
+    trusted: Sequence[str] = ("sec4sr_pl",),
+) -> Recognizer:
+    """Make a recognizer that is ready for evaluate.py: speakers enrolled, threshold set, written to a checkpoint.
+
+    Args:
+        data: with parts `enroll` and `calibration`, e.g. Spk10; the files are found at SEC4SR_DATA, else in data/.
+        output: the checkpoint to write.
+        recognizer: front end, backbone and scorer, e.g. of a file in configs/enroll.
+        checkpoint: instead of it, a recognizer that was trained or enrolled before.
+        scorer: instead of its own, e.g. Cosine in place of a classifier head.
+        defenses: instead of its own; speakers are enrolled and the threshold is set through them.
+        task: OSI (open-set identification), SV (verification) or CSI (closed set, without a threshold).
+        target_prior: set the threshold at the lowest detection cost for this probability of a target; default: where
+            both errors are equal.
+        batch_size: utterances embedded at a time.
+        seed: of the draws of randomized defenses.
+        device: cpu, cuda, ...
+        trusted: packages whose classes the checkpoint may name.
+
+    Raises:
+        ValueError: anything above that can't be used.
+    """
+    if (recognizer is None) == (checkpoint is None):
+        raise ValueError("Expected either a recognizer or a checkpoint")
+    made = load_recognizer(checkpoint, trusted) if recognizer is None else recognizer  # type: ignore[arg-type]
+    made = Recognizer(
+        made.features,
+        made.backbone,
+        made.scorer if scorer is None else scorer,
+        list(made.defenses) if defenses is None else defenses,  # type: ignore[arg-type]
+    ).to(device)
+    calibration = enroll(made, data, task, target_prior, batch_size, seed)
+    save_recognizer(made, output)
+    text = f"Enrolled {len(made.scorer.speakers)} speakers in {output}."
+    if calibration is not None:
+        text += (
+            f" Threshold {calibration.threshold:.6g}: {100 * calibration.equal_error_rate:.1f} % equal error rate on "
+            f"{calibration.targets} scores of speakers and {calibration.nontargets} of others."
+        )
+    Console().print(text, soft_wrap=True)
+    return made
+
+
+def main(args: list[str] | None = None) -> Recognizer:
+    """Run the command line; an error of its user ends it with one line on stderr and status 1.
+
+    Args:
+        args: default: those of the process.
+    """
+    parser = ArgumentParser(prog="python -m sec4sr_pl.enrollment", description="Enroll speakers, set the threshold.")
+    parser.add_argument("--config", action=ActionConfigFile, help="a YAML file, e.g. one of configs/enroll")
+    parser.add_function_arguments(make, fail_untyped=False)
+    config = parser.parse_args(args)
+    try:
+        values = parser.instantiate_classes(config).as_dict()
+        values.pop("config", None)
+        return make(**values)
+    except (ValueError, OSError, ImportError) as error:
+        parser.exit(1, f"{parser.prog}: error: {' '.join(str(error).split())}\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,76 @@
+"""Learn a universal perturbation: `python -m sec4sr_pl.robustness.universal --checkpoint ... --data Spk251 ...`."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+from rich.progress import track
+from torch import Tensor
+from torch.utils.data import DataLoader
+
+from sec4sr_pl import audio
+from sec4sr_pl.attacks import PGD, Objective
+from sec4sr_pl.attacks.universal import learn
+from sec4sr_pl.checkpoint import load_recognizer
+from sec4sr_pl.data import SpeakerData
+from sec4sr_pl.data.base import collate
+from sec4sr_pl.types import SAMPLE_RATE
+
+
+def train(
+    checkpoint: Path,
+    data: SpeakerData,
+    output: Path,
+    attack: PGD | None = None,
+    seconds: float = 1.0,
+    epochs: int = 10,
+    batch_size: int = 16,
+    target: str | None = None,
+    seed: int = 0,
+    device: str = "cpu",
+) -> None:
+    """Learn on the training utterances, and write a 16-bit wav file for `UniversalPerturbation`.
+
+    Args:
+        checkpoint: a file of train.py or of `sec4sr_pl.checkpoint`.
+        data: e.g. Spk251.
+        output: the wav file to write.
+        attack: ball, step size, draws, loss and source; default: PGD with a step of a tenth of its ball.
+        seconds: length of the perturbation.
+        epochs: passes over the training utterances.
+        batch_size: utterances of a step.
+        target: speaker that every utterance shall be taken for; default: anybody but the true one.
+        seed: of the order and of the attack's draws.
+        device: that does the work, e.g. cuda.
+
+    Raises:
+        ValueError: a target that is not enrolled, or anything else that can't be used.
+    """
+    recognizer = load_recognizer(checkpoint).to(device)
+    speakers = recognizer.scorer.speakers
+    if target is not None and target not in speakers:
+        raise ValueError(f"Expected a target among {len(speakers)} speakers, got {target!r}")
+    data.connect(speakers)
+    data.prepare_data()
+    order = torch.Generator().manual_seed(seed)
+    loader = DataLoader(data.dataset("train"), batch_size, shuffle=True, collate_fn=collate, generator=order)
+
+    def batches() -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+        for _ in range(epochs):
+            for batch in loader:
+                labels = batch.speakers if target is None else torch.full_like(batch.speakers, speakers.index(target))
+                yield batch.waveforms.to(device), labels.to(device), batch.lengths.to(device)
+
+    attack = PGD(step_size=0.0002) if attack is None else attack
+    objective = Objective(float(recognizer.scorer.threshold), targeted=target is not None)
+    draws = torch.Generator().manual_seed(seed)
+    recognizer.seed(seed)
+    shown = track(batches(), "batches", total=epochs * len(loader))
+    perturbation = learn(attack, recognizer, shown, round(seconds * SAMPLE_RATE), objective, draws).cpu()
+    audio.write_adversarial(output, perturbation, torch.zeros_like(perturbation), attack.epsilon)
+
+
+if __name__ == "__main__":
+    from jsonargparse import auto_cli
+
+    auto_cli(train, as_positional=False)
