@@ -1,8 +1,8 @@
 """How well the gradients that stand for a codec's tell how the loss changes through it.
 
 Over 200 random band-limited directions u: the correlation of <gradient, u> with the central difference of the loss of
-the shipped adversarially trained AudioNet, for 24 test utterances of 2 s; and how far `gain` is ahead, by utterance. Needs
-SEC4SR_DATA.
+the shipped adversarially trained AudioNet, for 24 test utterances of 2 s; and how far `gain` is ahead of `identity`.
+Needs SEC4SR_DATA.
 """
 
 import os
