@@ -2,7 +2,7 @@
 
 On the first 1.6 s of utterances, one window of GE2E. Imposters want to be accepted, in verification (SV) as a claimed
 speaker and in open-set identification (OSI) as anybody; enrolled speakers want to be rejected, or in OSI taken for
-another. The threshold is estimated on the best-scoring utterances of other imposters, by scores and decisions alone; the
+another. The threshold is estimated on the best-scoring utterances of other imposters, by scores and decisions; the
 system's own decides what succeeds. Writes docs/figures/black_box.png. Needs SEC4SR_DATA.
 """
 
