@@ -384,7 +384,8 @@ class Delta(nn.Module):
         positions = torch.arange(-self.reach, signal.shape[1] + self.reach, device=signal.device).clamp_min(0)
         index = torch.minimum(positions, lengths.unsqueeze(1) - 1).clamp_min(0)
         extended = signal.gather(1, index.unsqueeze(2).expand(-1, -1, signal.shape[2]))
-        slopes = extended.unfold(1, 2 * self.reach + 1, 1) @ self.kernels.to(signal.dtype)
+        with torch.autocast(signal.device.type, enabled=False):
+            slopes = extended.unfold(1, 2 * self.reach + 1, 1) @ self.kernels.to(signal.dtype)
         return mask_padding(slopes.transpose(2, 3).flatten(2), lengths), lengths
 
 
