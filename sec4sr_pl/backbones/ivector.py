@@ -139,7 +139,8 @@ class IVector(nn.Module):
         """(components, frames) log of weight times density, of (frames, inputs)."""
         columns = frames.T
         first, second = (columns.index_select(0, index) for index in triangle(self.inputs, frames.device))
-        return self.constants + self.linear @ columns + self.quadratic @ (first * second)
+        linear = torch.addmm(self.constants, self.linear, columns)
+        return torch.addmm(linear, self.quadratic, first * second)
 
     def _align(self, frames: Tensor, valid: Tensor) -> tuple[Tensor, Tensor]:
         """`statistics` of few frames, with (batch, frames) bool."""
