@@ -90,7 +90,7 @@ def test_a_random_model_is_one_too(frames: Speech) -> None:
 
 
 def test_log_densities_carry_the_weights(model: IVector, frames: Speech) -> None:
-    own = model.log_densities(frames[0][0, :5])
+    own = model.densities.log(frames[0][0, :5])
     for component in (0, 31):
         density = multivariate_normal(
             model.means[component].double().numpy(), np.linalg.inv(model.precisions[component].double().numpy())

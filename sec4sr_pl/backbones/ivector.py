@@ -1,7 +1,7 @@
 """i-vectors: a GMM with full covariances aligns the frames, and a linear model explains how an utterance moves it."""
 
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -16,6 +16,38 @@ FRAMES = 4096
 """Frames that are aligned at once: what bounds the memory, whatever the batch and its length."""
 COMPONENTS = 32
 """Components whose quadratic terms are prepared at once."""
+
+
+class Densities(NamedTuple):
+    """A GMM in the form in which its densities are two matrix products."""
+
+    constants: Tensor
+    """(components, 1) log of weight times density at 0."""
+    linear: Tensor
+    """(components, inputs) coefficients of a frame."""
+    quadratic: Tensor
+    """(components, inputs * (inputs + 1) / 2) coefficients of a frame's `products`."""
+
+    @classmethod
+    def of(cls, gmm: kaldi.FullGMM) -> "Densities":
+        """The form of a mixture, computed in double precision."""
+        precise = kaldi.FullGMM(*(part.double() for part in gmm))
+        rows, columns = triangle(gmm.means.shape[1], gmm.means.device)
+        quadratic = precise.precisions[:, rows, columns]
+        quadratic[:, rows == columns] *= 0.5  # the other products stand for both halves
+        linear = (precise.precisions @ precise.means.unsqueeze(2)).squeeze(2)
+        return cls(*(part.to(gmm.means) for part in (kaldi.gmm_constants(precise).unsqueeze(1), linear, -quadratic)))
+
+    def log(self, frames: Tensor) -> Tensor:
+        """(components, frames) log of weight times density, of (frames, inputs)."""
+        linear = torch.addmm(self.constants, self.linear, frames.T)
+        return torch.addmm(linear, self.quadratic, products(frames))
+
+
+def products(frames: Tensor) -> Tensor:
+    """(inputs * (inputs + 1) / 2, frames): each product of two dimensions, once."""
+    first, second = (frames.T.index_select(0, index) for index in triangle(frames.shape[1], frames.device))
+    return first * second
 
 
 class IVector(nn.Module):
@@ -60,7 +92,7 @@ class IVector(nn.Module):
         self.quadratic: Tensor
         self.position: Tensor
         self.projections: Tensor
-        self.products: Tensor
+        self.information: Tensor
         precisions = 0.01 * torch.eye(inputs).repeat(components, 1, 1)  # cepstra have deviations of about 10
         self.register_buffer("weights", torch.full((components,), 1.0 / components))
         self.register_buffer("means", 10.0 * torch.randn(components, inputs))
@@ -109,42 +141,35 @@ class IVector(nn.Module):
     @torch.no_grad()
     def prepare(self) -> None:
         """Compute what the models imply; to be called when a buffer was changed by hand."""
-        gmm = kaldi.FullGMM(self.weights.double(), self.means.double(), self.precisions.double())
-        rows, columns = triangle(self.inputs, self.means.device)
-        twice = torch.where(rows == columns, -0.5, -1.0)  # a packed product stands for both halves
-        linear = (gmm.precisions @ gmm.means.unsqueeze(2)).squeeze(2)
-        self._imply("constants", kaldi.gmm_constants(gmm).unsqueeze(1).to(self.means))
-        self._imply("linear", linear.to(self.means))
-        self._imply("quadratic", (gmm.precisions[:, rows, columns] * twice).to(self.means))
+        for name, part in Densities.of(self.models()[0])._asdict().items():
+            self._imply(name, part)
         rows, columns = triangle(self.embedding_size, self.means.device)
         position = rows.new_empty(self.embedding_size, self.embedding_size)
         position[rows, columns] = position[columns, rows] = torch.arange(len(rows), device=rows.device)
         self._imply("position", position.flatten())
         projections = torch.empty_like(self.loadings)
-        products = self.loadings.new_empty(self.components, len(rows))
+        quadratic = self.loadings.new_empty(self.components, len(rows))
         for start in range(0, self.components, COMPONENTS):
             part = slice(start, start + COMPONENTS)
             loadings = self.loadings[part].double()
             projected = self.residual_precisions[part].double() @ loadings
             projections[part] = projected
-            products[part] = (loadings.mT @ projected)[:, rows, columns]
+            quadratic[part] = (loadings.mT @ projected)[:, rows, columns]
         self._imply("projections", projections.flatten(0, 1))
-        self._imply("products", products)
+        self._imply("information", quadratic)
 
     def _imply(self, name: str, value: Tensor) -> None:
         """A buffer that follows from the others."""
         self.register_buffer(name, value, persistent=False)
 
-    def log_densities(self, frames: Tensor) -> Tensor:
-        """(components, frames) log of weight times density, of (frames, inputs)."""
-        columns = frames.T
-        first, second = (columns.index_select(0, index) for index in triangle(self.inputs, frames.device))
-        linear = torch.addmm(self.constants, self.linear, columns)
-        return torch.addmm(linear, self.quadratic, first * second)
+    @property
+    def densities(self) -> Densities:
+        """Those of the GMM."""
+        return Densities(self.constants, self.linear, self.quadratic)
 
     def _align(self, frames: Tensor, valid: Tensor) -> tuple[Tensor, Tensor]:
         """`statistics` of few frames, with (batch, frames) bool."""
-        posteriors = self.log_densities(frames.flatten(0, 1)).softmax(0).T.reshape(*valid.shape, -1)
+        posteriors = self.densities.log(frames.flatten(0, 1)).softmax(0).T.reshape(*valid.shape, -1)
         posteriors = posteriors * valid.unsqueeze(2)
         return posteriors.sum(1), posteriors.mT @ frames
 
@@ -165,7 +190,7 @@ class IVector(nn.Module):
 
     def posterior(self, counts: Tensor, sums: Tensor) -> tuple[Tensor, Tensor]:
         """(batch, embedding_size) mean of the latent vector, and the Cholesky factor of its precision."""
-        packed = counts @ self.products
+        packed = counts @ self.information
         identity = torch.eye(self.embedding_size, dtype=packed.dtype, device=packed.device)
         precision = identity + packed.index_select(1, self.position).reshape(-1, *identity.shape)
         factor = torch.linalg.cholesky(precision)
