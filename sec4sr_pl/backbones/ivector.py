@@ -33,10 +33,10 @@ class Densities(NamedTuple):
         """The form of a mixture, computed in double precision."""
         precise = kaldi.FullGMM(*(part.double() for part in gmm))
         rows, columns = triangle(gmm.means.shape[1], gmm.means.device)
-        quadratic = precise.precisions[:, rows, columns]
-        quadratic[:, rows == columns] *= 0.5  # the other products stand for both halves
+        halves = torch.where(rows == columns, -0.5, -1.0)  # the product of two dimensions stands for both halves
+        quadratic = precise.precisions[:, rows, columns] * halves
         linear = (precise.precisions @ precise.means.unsqueeze(2)).squeeze(2)
-        return cls(*(part.to(gmm.means) for part in (kaldi.gmm_constants(precise).unsqueeze(1), linear, -quadratic)))
+        return cls(*(part.to(gmm.means) for part in (kaldi.gmm_constants(precise).unsqueeze(1), linear, quadratic)))
 
     def log(self, frames: Tensor) -> Tensor:
         """(components, frames) log of weight times density, of (frames, inputs)."""
@@ -105,7 +105,7 @@ class IVector(nn.Module):
 
     @classmethod
     def of(cls, gmm: kaldi.FullGMM, extractor: kaldi.Extractor) -> "IVector":
-        """The backbone of these models, in single precision.
+        """The backbone of these models, in their precision and on their device.
 
         Raises:
             ValueError: models of different components or frames.
@@ -118,20 +118,20 @@ class IVector(nn.Module):
             )
         with torch.device("meta"):  # no random models of this size
             network = cls(inputs, components, size)
-        network.to_empty(device=gmm.means.device)
+        network = network.to(gmm.means.dtype).to_empty(device=gmm.means.device)
         rest = {"loadings": extractor.loadings, "residual_precisions": extractor.precisions, "offset": extractor.offset}
         network.load_state_dict({**gmm._asdict(), **rest})
         return network
 
     @classmethod
     def from_kaldi(cls, ubm: Path, extractor: Path) -> "IVector":
-        """The backbone of a `final.ubm` and a `final.ie` in text form.
+        """The backbone of a `final.ubm` and a `final.ie` in text form, in single precision.
 
         Raises:
             KaldiError: a file in another form.
             ValueError: as `of`.
         """
-        return cls.of(kaldi.read_gmm(ubm), kaldi.read_extractor(extractor))
+        return cls.of(kaldi.read_gmm(ubm), kaldi.read_extractor(extractor)).float()
 
     def models(self) -> tuple[kaldi.FullGMM, kaldi.Extractor]:
         """The models, to be written."""
