@@ -35,8 +35,8 @@ def main() -> None:
     models = [folder / name for name in ("mean.vec", "transform.txt", "plda.txt")]
     for averaged in ("after", "before"):
         scores = []
-        for name in systems:
-            scorer = PLDA.from_kaldi(*models, averaged)
+        for name, scorer in {"as trained": trained.scorer, "from Kaldi's texts": PLDA.from_kaldi(*models)}.items():
+            scorer.averaged = averaged
             scorer.enroll(vectors[name][0], names)
             scores.append(scorer(vectors[name][1]))
         right = int((scores[0].argmax(1) == labels)[enrolled].sum())
