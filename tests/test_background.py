@@ -144,6 +144,33 @@ def test_the_likelihood_of_the_extractor_is_the_integral_and_never_falls(batches
     assert (steps > -1e-8).all() and likelihoods[-1] > likelihoods[0] + 1
 
 
+def test_an_iteration_of_the_extractor_is_that_of_the_plain_formulas(batches: Batches) -> None:
+    gmm = fit_gmm(batches, 4, iterations=5)
+    start = extractor.first_extractor(gmm, 3, seed=0)
+    model, prior = IVector.of(gmm, start), np.array([start.offset.item(), 0.0, 0.0])
+    weighted, crossed = np.zeros((4, 3, 3)), np.zeros((4, 5, 3))
+    means, squares = [], []
+    for frames, lengths in batches:
+        for row, length in zip(frames, lengths, strict=True):
+            counts, sums = (part[0].numpy() for part in model.statistics(row[None, :length], length[None]))
+            precision, linear = np.eye(3), prior.copy()
+            for count, total, loading, residual in zip(counts, sums, start.loadings, start.precisions, strict=True):
+                precision += count * (loading.T @ residual @ loading).numpy()
+                linear += (loading.T @ residual).numpy() @ total
+            mean = np.linalg.solve(precision, linear)
+            second = np.linalg.inv(precision) + np.outer(mean, mean)
+            weighted += counts[:, None, None] * second
+            crossed += sums[:, :, None] * mean
+            means.append(mean)
+            squares.append(second)
+    loadings, mean = crossed @ np.linalg.inv(weighted), np.mean(means, 0)
+    covariance = np.mean(squares, 0) - np.outer(mean, mean)
+    new = extractor.improve(gmm, start, batches)[0]
+    assert_close(new.loadings[:, :, 0].numpy() * new.offset.item(), loadings @ mean, rtol=1e-6, atol=1e-8)
+    expected = loadings @ covariance @ loadings.transpose(0, 2, 1)
+    assert_close((new.loadings @ new.loadings.mT).numpy(), expected, rtol=1e-5, atol=1e-7)
+
+
 def test_the_extractor_finds_the_directions_in_which_utterances_move(batches: Batches) -> None:
     gmm = fit_gmm(batches, 4, iterations=20)
     found = fit_extractor(gmm, batches, 3, iterations=20)
