@@ -29,9 +29,7 @@ def random_model(components: int = 2048, inputs: int = 72, size: int = 400) -> I
     means = torch.randn(components, inputs, generator=generator)
     loadings = 0.1 * torch.randn(components, inputs, size, generator=generator)
     weights = torch.full((components,), 1.0 / components)
-    return IVector.of(
-        FullGMM(weights, means, precisions), Extractor(weights, loadings, precisions, torch.tensor(100.0))
-    )
+    return IVector.of(FullGMM(weights, means, precisions), Extractor(weights, loadings, precisions, torch.zeros(())))
 
 
 @torch.no_grad()
