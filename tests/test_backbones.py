@@ -11,8 +11,8 @@ from torch.nn import functional
 from torch.testing import assert_close
 
 from sec4sr_pl import backbones
-from sec4sr_pl.backbones import GE2E, AudioNet
-from sec4sr_pl.features import FrontEnd, LogMel, Mel
+from sec4sr_pl.backbones import GE2E, AudioNet, IVector, XVector
+from sec4sr_pl.features import MFCC, FrontEnd, LogMel, Mel
 from sec4sr_pl.recognizer import Recognizer
 from sec4sr_pl.types import valid_mask
 
@@ -36,7 +36,17 @@ def audible_ge2e() -> GE2E:
     return network
 
 
-TABLE = [Row(AudioNet, LogMel, 32), Row(audible_ge2e, Mel, 256)]
+def cepstra() -> MFCC:
+    """The front end of x-vectors."""
+    return MFCC(30, deltas=0)
+
+
+TABLE = [
+    Row(AudioNet, LogMel, 32),
+    Row(audible_ge2e, Mel, 256),
+    Row(IVector, MFCC, 32),
+    Row(XVector, cepstra, 512),
+]
 
 
 @pytest.fixture(params=TABLE, ids=[type(row.backbone()).__name__ for row in TABLE])
