@@ -1,5 +1,6 @@
 """Score normalization: the formulas of z-, t- and s-norm, cohorts in checkpoints, thresholds set afterwards."""
 
+import copy
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -22,7 +23,7 @@ from sec4sr_pl.enrollment import embed, enroll, held_out_scores, main, strangers
 from sec4sr_pl.metrics import equal_error_threshold, identification_scores
 from sec4sr_pl.normalization import Kind, Normalized
 from sec4sr_pl.recognizer import Recognizer
-from sec4sr_pl.scoring import Cosine, EnrolledScorer
+from sec4sr_pl.scoring import PLDA, Cosine, EnrolledScorer
 
 SIZE, COHORT = 6, 40
 KINDS: list[tuple[Kind, int | None]] = [("z", None), ("t", None), ("s", None), ("z", 9), ("t", 9), ("s", 9)]
@@ -95,6 +96,30 @@ def test_scores_are_those_of_the_formulas(name: str, kind: Kind, top: int | None
     expected = reference(score, model, speakers, tests.double().numpy(), draw(COHORT, SIZE).double().numpy(), kind, top)
     assert normalized.speakers == ("a", "b", "c")
     np.testing.assert_allclose(normalized(tests).numpy(), expected, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize(("kind", "top"), KINDS)
+def test_scores_of_plda_are_those_of_the_formulas(kind: Kind, top: int | None) -> None:
+    """One of the cohort enrolled after the other, in a scorer of its own."""
+    plain, cohort, enrolled, tests = PLDA((), SIZE, SIZE), draw(COHORT, SIZE), draw(4, SIZE), draw(5, SIZE)
+    plain.psi.copy_(torch.linspace(0.5, 4.0, SIZE))
+
+    def against(model: Tensor, embeddings: Tensor) -> Tensor:
+        one = copy.deepcopy(plain)
+        one.enroll(model, ["somebody"] * len(model))
+        return one(embeddings).squeeze(1)
+
+    normalized = Normalized(copy.deepcopy(plain), kind, top)
+    normalized.take_cohort(cohort)
+    normalized.enroll(enrolled, ["a", "b", "a", "b"])
+    to_test = torch.stack([against(other[None], tests) for other in cohort], 1).sort(1, descending=True).values
+    for column, rows in enumerate(([0, 2], [1, 3])):
+        score = against(enrolled[rows], tests)
+        to_enrolled = against(enrolled[rows], cohort).sort(descending=True).values[:top]
+        z = (score - to_enrolled.mean()) / to_enrolled.std(correction=0)
+        t = (score - to_test[:, :top].mean(1)) / to_test[:, :top].std(1, correction=0)
+        expected = {"z": z, "t": t, "s": (z + t) / 2}[kind]
+        assert_close(normalized(tests)[:, column], expected, rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize(("kind", "top"), KINDS)

@@ -1,0 +1,87 @@
+"""docs/models.md: its code runs on a model that is not ours, and its tables name what there is."""
+
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from sec4sr_pl import backbones, normalization, scoring
+from sec4sr_pl.attacks import PGD, AttackResult, Objective
+from sec4sr_pl.scoring import EnrolledScorer, Scorer
+
+PAGE = (Path(__file__).parents[1] / "docs" / "models.md").read_text()
+TEN_LINES, RECOGNIZER = re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL)
+
+
+@pytest.fixture(scope="module")
+def inputs(recorded_once: tuple[Tensor, Tensor]) -> dict[str, Any]:
+    """What the page says that there is: three speakers, enrolled by 0.4 s, who go on for 0.3 to 0.4 s."""
+    waveforms, lengths = recorded_once[0][:3, 6_400:12_800].clone(), torch.tensor([6_400, 4_800, 6_400])
+    waveforms[1, 4_800:] = 0.0
+    enrollment = recorded_once[0][:3, :6_400].clone(), torch.tensor([6_400, 6_400, 6_400])
+    return {
+        "waveforms": waveforms,
+        "lengths": lengths,
+        "speakers": torch.arange(3),
+        "enrollment": enrollment,
+        "threshold": -1.0,
+    }
+
+
+def run(code: str, values: dict[str, Any]) -> dict[str, Any]:
+    torch.manual_seed(0)
+    space = dict(values)
+    exec(compile(code, "docs/models.md", "exec"), space)
+    return space
+
+
+def test_ten_lines_attack_a_model_that_is_not_ours(inputs: dict[str, Any]) -> None:
+    assert len(TEN_LINES.replace("\n\n", "\n").replace("\n\n", "\n").splitlines()) == 10
+    space = run(TEN_LINES, inputs)
+    result = space["result"]
+    assert isinstance(result, AttackResult)
+    change = (result.waveforms - inputs["waveforms"]).abs()
+    assert 0 < change.max() <= 0.002 + 1e-7 and not change[1, 4_800:].any()
+
+    def own_score(waveforms: Tensor) -> Tensor:
+        scores = space["embed"](waveforms, inputs["lengths"]) @ space["enrolled"].T
+        return scores.diagonal() - scores.masked_fill(torch.eye(3, dtype=torch.bool), -2.0).amax(1)
+
+    with torch.no_grad():
+        before, after = own_score(inputs["waveforms"]), own_score(result.waveforms)
+    assert bool((after < before).all()) and torch.equal(after < 0, result.achieved)
+
+
+def test_their_model_as_a_recognizer_minds_no_padding_and_is_attacked(inputs: dict[str, Any]) -> None:
+    recognizer = run(TEN_LINES.partition("features, network")[0] + RECOGNIZER, {})["recognizer"]
+    waveforms, lengths = inputs["waveforms"], inputs["lengths"]
+    recognizer.scorer.enroll(recognizer.embed(*inputs["enrollment"]), ["a", "b", "c"])
+    scores = recognizer(waveforms, lengths)
+    alone = torch.cat([recognizer(row[None, :end]) for row, end in zip(waveforms, lengths.tolist(), strict=True)])
+    torch.testing.assert_close(scores, alone, rtol=1e-4, atol=1e-4)
+    result = PGD(steps=3)(recognizer, waveforms, inputs["speakers"], lengths, Objective(0.5))
+    assert torch.equal(recognizer.decide(recognizer(result.waveforms, lengths)) != inputs["speakers"], result.achieved)
+
+
+@pytest.mark.parametrize(
+    ("title", "classes"),
+    [
+        ("Backbones", lambda: set(backbones.__all__)),
+        (
+            "Scorers",
+            lambda: {
+                name
+                for module in (scoring, normalization)
+                for name, kind in vars(module).items()
+                if isinstance(kind, type) and issubclass(kind, Scorer) and kind not in (Scorer, EnrolledScorer)
+            },
+        ),
+    ],
+)
+def test_the_tables_name_every_class(title: str, classes: Callable[[], set[str]]) -> None:
+    table = PAGE.partition(f"## {title}\n")[2].partition("\n## ")[0]
+    assert classes() <= set(re.findall(r"^\| `(\w+)`", table, re.MULTILINE))
