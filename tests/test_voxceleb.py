@@ -52,6 +52,12 @@ def test_trials_of_a_speaker_who_is_trained_on_are_refused(voxceleb: Path, tmp_p
         data.utterances("trials")
 
 
+def test_who_only_tests_needs_no_training_utterances(voxceleb: Path) -> None:
+    data = VoxCeleb(voxceleb, train_split="nowhere")
+    data.connect(["somebody"])
+    assert data.dataset("trials").labels == [REJECT] * 16 and len(data.trials().pairs) == 120
+
+
 def test_a_missing_folder_shows_the_expected_tree(voxceleb: Path) -> None:
     with pytest.raises(DataError, match=r"no folder .*vox1_dev(.|\n)*vox2_dev/wav/<speaker>/<video>/<utterance>.wav"):
         VoxCeleb(voxceleb, train_split="vox1_dev/wav").utterances("train")

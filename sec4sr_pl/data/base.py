@@ -105,7 +105,8 @@ class BalancedSampler(EpochSampler):
     def __init__(self, crops: Crops, replicas: int, rank: int, seed: int) -> None:
         super().__init__(crops, replicas, rank, shuffle=False, seed=seed)
         speakers = torch.tensor(crops.source.labels)
-        self.own = [(speakers == speaker).nonzero().squeeze(1) for speaker in torch.unique(speakers)]
+        counts = torch.unique(speakers, return_counts=True)[1].tolist()
+        self.own = speakers.argsort(stable=True).split(counts)  # the utterances of each speaker
         self.size, self.repeats = len(crops), crops.repeats
 
     def __iter__(self) -> Iterator[Any]:
