@@ -54,6 +54,18 @@ def test_noise_is_a_stretch_of_a_file_repeated_where_it_is_short(quiet: Tensor, 
     assert sum(found.values()) == 12 and min(found[index] for index in range(3)) > 0
 
 
+def test_sounds_at_once_have_one_level(quiet: Tensor, tmp_path: Path) -> None:
+    time = np.arange(12_000) / 16_000
+    for pitch, level in ((1_000, 0.5), (3_000, 0.005)):
+        soundfile.write(tmp_path / f"{pitch}.wav", level * np.sin(2 * np.pi * pitch * time), 16_000, subtype="FLOAT")
+    ratios = set()
+    for seed in range(8):
+        torch.manual_seed(seed)
+        spectrum = torch.fft.rfft((Noise(tmp_path, 0.0, 0.0, 2, 2)(quiet[:1]) - quiet[:1])[0]).abs()
+        ratios.add(round(float(spectrum[750] / (spectrum[750] + spectrum[2_250])), 2))
+    assert 0.5 in ratios and ratios <= {0.0, 0.5, 1.0}  # one of each, or one of them twice
+
+
 def test_what_would_clip_is_scaled_down(sounds: Path) -> None:
     loud = torch.ones(2, 4_000)
     for module in (Noise(sounds, -10.0, -10.0), Room(sounds)):

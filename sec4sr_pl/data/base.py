@@ -106,7 +106,7 @@ class BalancedSampler(EpochSampler):
         super().__init__(crops, replicas, rank, shuffle=False, seed=seed)
         speakers = torch.tensor(crops.source.labels)
         counts = torch.unique(speakers, return_counts=True)[1].tolist()
-        self.own = speakers.argsort(stable=True).split(counts)  # the utterances of each speaker
+        self.own = torch.split(speakers.argsort(stable=True), counts)  # the utterances of each speaker
         self.size, self.repeats = len(crops), crops.repeats
 
     def __iter__(self) -> Iterator[Any]:
