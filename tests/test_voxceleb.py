@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 import soundfile
 import torch
+from test_training import BASE, CONFIGS, assemble
 
 from sec4sr_pl.data import LibriSpeech, SpeakerData, Spk251, VoxCeleb
 from sec4sr_pl.data.manifest import DataError
@@ -137,3 +138,24 @@ def test_a_flac_file_answers_for_a_wav_file_of_the_list(tmp_path: Path) -> None:
     (tmp_path / "list.txt").write_text("1 ann/1.wav ann/2.wav\n")
     data = SpeakerData(tmp_path, "test", trials=Path("list.txt"))
     assert [utterance.name for utterance in data.utterances("trials")] == ["1", "2"]
+
+
+# configs
+
+
+@pytest.mark.parametrize("config", [pytest.param(p, id=p.stem) for p in sorted((CONFIGS / "data").glob("vox*.yaml"))])
+def test_every_config_gives_batches_and_trials(
+    config: Path, voxceleb: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SEC4SR_DATA", str(tmp_path))
+    speech, sounds = voxceleb / "vox2_dev", next((voxceleb / "vox1_test" / "wav").iterdir())
+    links = {"vox2_dev": speech, "vox1_dev": speech, "vox1_test": voxceleb / "vox1_test", "musan/noise": sounds}
+    links |= {"musan/music": sounds, "musan/speech": sounds, "RIRS_NOISES/simulated_rirs": sounds}
+    for name, target in {**links, "veri_test2.txt": voxceleb / "veri_test2.txt"}.items():
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).symlink_to(target)
+    data = assemble(*BASE, f"--data={config}", "--data.num_workers=0", "--data.batch_size=10").datamodule
+    (batch, *_) = data.train_dataloader()
+    assert sorted(batch.speakers.tolist()) == list(range(10))  # balanced
+    assert batch.waveforms.shape == (10, 48_000) and bool((batch.waveforms.abs() <= 1.0).all())
+    assert len(data.trials().pairs) == 120
