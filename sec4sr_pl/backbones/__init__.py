@@ -1,6 +1,8 @@
 """From frames to one embedding an utterance."""
 
 from sec4sr_pl.backbones.audionet import AudioNet
+from sec4sr_pl.backbones.ecapa import ECAPA
 from sec4sr_pl.backbones.ge2e import GE2E
+from sec4sr_pl.backbones.resnet import ResNet
 
-__all__ = ["GE2E", "AudioNet"]
+__all__ = ["ECAPA", "GE2E", "AudioNet", "ResNet"]
