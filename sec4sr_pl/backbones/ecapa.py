@@ -8,7 +8,7 @@ from sec4sr_pl.backbones.hub import HubModel, hub_weights
 
 
 class ECAPA(HubModel):
-    """Squeeze-and-excitation Res2Net blocks, all of which feed an attentive mean and deviation: (batch, 192) embeddings.
+    """Squeeze-and-excitation Res2Net blocks, all of which feed an attentive mean and deviation: (batch, 192).
 
     The convolutions reflect the frames at both ends of the utterance, which no mask can do.
 

@@ -2,13 +2,13 @@
 
 from pathlib import Path
 
-import speechbrain.lobes.models.ResNet as layers
+from speechbrain.lobes.models import ResNet as layers
 
 from sec4sr_pl.backbones.hub import HubModel, hub_weights
 
 
 class ResNet(HubModel):
-    """Pre-activated residual blocks over time and frequency, an attentive mean and deviation: (batch, 256) embeddings.
+    """Pre-activated residual blocks over time and frequency, an attentive mean and deviation: (batch, 256).
 
     Each batch norm turns the silence past an utterance into sound, which no mask outside of the layers can undo.
 
@@ -20,8 +20,8 @@ class ResNet(HubModel):
     Raises:
         ValueError: a size below 1.
 
-    Source: He et al., "Identity mappings in deep residual networks", 2016; the layers are SpeechBrain's, the sizes those
-    of spkrec-resnet-voxceleb.
+    Source: He et al., "Identity mappings in deep residual networks", 2016; the layers are SpeechBrain's, the sizes
+    those of spkrec-resnet-voxceleb.
     """
 
     minimum_frames = 2  # the mean of a single frame leaves nothing of it
