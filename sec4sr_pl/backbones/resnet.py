@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from speechbrain.lobes.models import ResNet as layers
+from speechbrain.lobes.models.ResNet import ResNet as ResNet34
 
 from sec4sr_pl.backbones.hub import HubModel, hub_weights
 
@@ -32,7 +32,7 @@ class ResNet(HubModel):
             raise ValueError(f"Expected sizes of at least 1, got {inputs}, {channels} and {embedding_size}")
         self.inputs, self.channels, self.embedding_size = inputs, channels, embedding_size
         widths = [channels, channels, 2 * channels, 2 * channels]
-        self.network = layers.ResNet(inputs, channels=widths, lin_neurons=embedding_size)
+        self.network = ResNet34(inputs, channels=widths, lin_neurons=embedding_size)
 
     @classmethod
     def pretrained(cls, source: str | Path = "speechbrain/spkrec-resnet-voxceleb") -> "ResNet":
