@@ -67,7 +67,12 @@ def by_art(recognizer: Recognizer, steps: int | None) -> Attacker:
         )
     else:
         attack = CarliniL2Method(
-            model, max_iter=CW2_STEPS, binary_search_steps=SEARCHES, initial_const=1e-3, batch_size=25, verbose=False
+            model,
+            max_iter=CW2_STEPS // 5,  # each of its steps asks five times or more, to find its own length
+            binary_search_steps=SEARCHES,
+            initial_const=1e-3,
+            batch_size=25,
+            verbose=False,
         )
     return lambda x, y: torch.from_numpy(attack.generate(x.numpy(), y.numpy()))
 
@@ -93,7 +98,7 @@ def attackers(model: Recognizer) -> dict[str, Callable[[], Attacker]]:
     return table | {
         "CW2 200 x 5, ours": lambda: ours(CW2(0.0, CW2_STEPS, SEARCHES), model),
         "CW2 200 x 5, foolbox": lambda: by_foolbox(model, None),
-        "CW2 200 x 5, ART": lambda: by_art(model, None),
+        "CW2 40 x 5, line search, ART": lambda: by_art(model, None),
         "CW2 1000, c = 1, torchattacks": lambda: by_torchattacks(model, "CW", c=1.0, steps=CW2_STEPS * SEARCHES),
         "PGD-100 of 10 starts, ours": lambda: ours(PGD(EPSILON, STEP, 100, restarts=10), model),
         "AutoAttack, ours": lambda: ours(AutoAttack(EPSILON), model),

@@ -19,7 +19,7 @@ from sec4sr_pl.attacks import Attack
 from sec4sr_pl.checkpoint import checksum, load_recognizer
 from sec4sr_pl.data import SpeakerData
 from sec4sr_pl.data.base import Utterances
-from sec4sr_pl.data.manifest import label
+from sec4sr_pl.data.manifest import Utterance, label
 from sec4sr_pl.defenses import Defense
 from sec4sr_pl.recognizer import Recognizer
 from sec4sr_pl.robustness import Campaign, Summary, summarize
@@ -102,12 +102,7 @@ def evaluate(
     speakers = recognizer.scorer.speakers
     data.connect(speakers)
     data.prepare_data()
-    utterances = data.utterances(part)
-    if limit is not None and limit < len(utterances):
-        utterances = [utterances[i * len(utterances) // limit] for i in range(limit)]
-    if max_seconds is not None:
-        samples = round(max_seconds * SAMPLE_RATE)
-        utterances = [u._replace(frames=min(u.frames, samples)) for u in utterances]
+    utterances = selected(data.utterances(part), limit, max_seconds)
 
     def campaign(system: Recognizer, output: Path, closed: bool) -> Campaign:
         return Campaign(
@@ -138,6 +133,21 @@ def evaluate(
     work(campaigns, fabric)
     if not fabric.is_global_zero:
         return None
+    return report(campaigns, output)
+
+
+def selected(utterances: list[Utterance], limit: int | None, max_seconds: float | None) -> list[Utterance]:
+    """As many utterances, spread evenly, and as much of each."""
+    if limit is not None and limit < len(utterances):
+        utterances = [utterances[i * len(utterances) // limit] for i in range(limit)]
+    if max_seconds is not None:
+        samples = round(max_seconds * SAMPLE_RATE)
+        utterances = [u._replace(frames=min(u.frames, samples)) for u in utterances]
+    return utterances
+
+
+def report(campaigns: Sequence[Campaign], output: Path) -> Summary:
+    """Write tables and pictures of finished campaigns, and show them."""
     summary = summarize(*campaigns)
     paths = [*write_summary(summary, output), plot(summary, output / "summary.png")]
     if curves := query_curves(*campaigns):

@@ -11,10 +11,11 @@ from speechbrain.processing.features import Filterbank
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn import functional
-from torchaudio.functional import melscale_fbanks
+from torchaudio.compliance.kaldi import get_mel_banks
+from torchaudio.functional import create_dct, melscale_fbanks
 
 from sec4sr_pl.draws import Draws
-from sec4sr_pl.types import SAMPLE_RATE, full_lengths, mask_padding
+from sec4sr_pl.types import SAMPLE_RATE, full_lengths, mask_padding, valid_mask
 
 
 class FrontEnd(nn.Module):
@@ -344,3 +345,262 @@ class Fbank(FrontEnd):
         super().__init__({"raw": FbankStage(mels, window, hop), "cmvn": MeanNormalization()})
         self.mels, self.window, self.hop = mels, window, hop
         self.frame_size = mels
+
+
+class CepstraStage(nn.Module):
+    """Kaldi's mel-frequency cepstra of 25 ms every 10 ms, the first replaced by the log energy. See `MFCC`."""
+
+    HOP, WINDOW, POINTS = 160, 400, 512
+    SCALE = 32_768.0
+    """Kaldi's waveforms count 16-bit steps, and its VAD thresholds energies of these."""
+
+    def __init__(self, coefficients: int, mels: int, low: float, high: float, lifter: float) -> None:
+        super().__init__()
+        if not 1 <= coefficients <= mels:
+            raise ValueError(f"Expected from 1 to mels ({mels}) coefficients, got {coefficients}")
+        self.window: Tensor
+        self.filters: Tensor
+        self.cosines: Tensor
+        filters = get_mel_banks(mels, self.POINTS, SAMPLE_RATE, low, high, 100.0, -500.0, 1.0)[0]
+        lifted = 1.0 + 0.5 * lifter * torch.sin(torch.pi * torch.arange(coefficients) / lifter)
+        self.register_buffer("window", torch.hann_window(self.WINDOW, periodic=False).pow(0.85), persistent=False)
+        self.register_buffer("filters", functional.pad(filters, (0, 1)).T.contiguous(), persistent=False)
+        self.register_buffer("cosines", create_dct(coefficients, mels, "ortho") * lifted, persistent=False)
+
+    def minimum_input(self, frames: int) -> int:
+        """Samples that yield at least `frames` frames."""
+        return max(1, frames * self.HOP - self.HOP // 2)
+
+    def frames(self, waveforms: Tensor, lengths: Tensor) -> Tensor:
+        """(batch, frames, 400): windows centered in their hops, over each row's own end as in a mirror."""
+        count = max(1, (waveforms.shape[1] + self.HOP // 2) // self.HOP)
+        start = (self.HOP - self.WINDOW) // 2
+        positions = torch.arange(start, start + (count - 1) * self.HOP + self.WINDOW, device=waveforms.device)
+        there_and_back = 2 * lengths.unsqueeze(1)
+        forth = positions.remainder(there_and_back)
+        mirrored = waveforms.gather(1, torch.minimum(forth, there_and_back - 1 - forth))
+        return mirrored.unfold(1, self.WINDOW, self.HOP)
+
+    def forward(self, waveforms: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
+        """(batch, time) -> (batch, frames, coefficients), zero past the valid frames."""
+        with torch.autocast(waveforms.device.type, enabled=False):
+            smallest = torch.finfo(torch.float32).eps
+            frames = self.frames(self.SCALE * waveforms, lengths)
+            frames = frames - frames.mean(2, keepdim=True)
+            energy = frames.square().sum(2).clamp_min(smallest).log()
+            before = torch.cat([frames[..., :1], frames[..., :-1]], dim=2)
+            emphasized = (frames - 0.97 * before).flatten(0, 1)
+            power = PowerSpectrum.apply(emphasized, self.window.to(frames.dtype), self.WINDOW, self.POINTS)
+            mel = power.reshape(*frames.shape[:2], -1) @ self.filters.to(frames.dtype)
+            cepstra = mel.clamp_min(smallest).log() @ self.cosines.to(frames.dtype)
+        valid = (lengths + self.HOP // 2) // self.HOP
+        return mask_padding(torch.cat([energy.unsqueeze(2), cepstra[..., 1:]], dim=2), valid), valid
+
+
+class Delta(nn.Module):
+    """Frames beside their slopes over time, and the slopes' slopes: regression lines over `2 window + 1` frames.
+
+    Past its ends an utterance goes on with its first and last frame.
+
+    Args:
+        order: how often slopes are taken.
+        window: frames to each side.
+
+    Raises:
+        ValueError: an order or window below 1.
+
+    Source: Kaldi's add-deltas.
+    """
+
+    def __init__(self, order: int = 2, window: int = 3) -> None:
+        super().__init__()
+        if order < 1 or window < 1:
+            raise ValueError(f"Expected order and window of at least 1, got {order} and {window}")
+        self.order, self.window, self.reach = order, window, order * window
+        slope = torch.arange(-window, window + 1.0)
+        slope = slope / slope.square().sum()
+        kernels = [torch.ones(1)]
+        for _ in range(order):
+            kernels.append(
+                functional.conv1d(
+                    functional.pad(kernels[-1], (2 * window, 2 * window))[None, None], slope.flip(0)[None, None]
+                )[0, 0]
+            )
+        aligned = [functional.pad(kernel, ((2 * self.reach + 1 - len(kernel)) // 2,) * 2) for kernel in kernels]
+        self.kernels: Tensor
+        self.register_buffer("kernels", torch.stack(aligned, dim=1), persistent=False)
+
+    def minimum_input(self, frames: int) -> int:
+        """As many frames as asked for."""
+        return frames
+
+    def forward(self, signal: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
+        """(batch, frames, dims) -> (batch, frames, (order + 1) * dims)."""
+        positions = torch.arange(-self.reach, signal.shape[1] + self.reach, device=signal.device).clamp_min(0)
+        index = torch.minimum(positions, lengths.unsqueeze(1) - 1).clamp_min(0)
+        extended = signal.gather(1, index.unsqueeze(2).expand(-1, -1, signal.shape[2]))
+        with torch.autocast(signal.device.type, enabled=False):
+            slopes = extended.unfold(1, 2 * self.reach + 1, 1) @ self.kernels.to(signal.dtype)
+        return mask_padding(slopes.transpose(2, 3).flatten(2), lengths), lengths
+
+
+class SlidingMean(nn.Module):
+    """Frames without the mean of the frames around them.
+
+    Near an end of the utterance the window is shifted inside it; a shorter utterance loses its own mean.
+
+    Args:
+        window: frames of the mean.
+
+    Raises:
+        ValueError: a window below 1.
+
+    Source: Kaldi's apply-cmvn-sliding with --center and without variances.
+    """
+
+    def __init__(self, window: int = 300) -> None:
+        super().__init__()
+        if window < 1:
+            raise ValueError(f"Expected a window of at least 1 frame, got {window}")
+        self.window = window
+
+    def minimum_input(self, frames: int) -> int:
+        """As many frames as asked for."""
+        return frames
+
+    def forward(self, signal: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
+        """(batch, frames, dims) -> the same shape."""
+        size, valid = signal.shape, lengths.unsqueeze(1)
+        start = torch.arange(size[1], device=signal.device) - self.window // 2
+        start = torch.minimum(start, valid - self.window).clamp_min(0)
+        end = torch.minimum(start + self.window, valid)
+        sums = functional.pad(mask_padding(signal, lengths).double().cumsum(1), (0, 0, 1, 0))
+        low, high = (sums.gather(1, index.unsqueeze(2).expand(size)) for index in (start, end))
+        mean = (high - low) / (end - start).clamp_min(1).unsqueeze(2)
+        return mask_padding(signal - mean.to(signal.dtype), lengths), lengths
+
+
+class EnergyVAD(nn.Module):
+    """Frames count as voiced where enough of the frames around them are loud.
+
+    Args:
+        threshold: log energy above which a frame is loud, on the scale of 16-bit steps.
+        mean_scale: share of the utterance's mean log energy that is added to the threshold.
+        context: frames to each side.
+        proportion: of these frames and the one itself, that must be loud.
+        fewest: an utterance with fewer voiced frames keeps all of its frames.
+
+    Raises:
+        ValueError: a proportion outside (0, 1], or a negative context.
+
+    Source: Kaldi's compute-vad; the defaults are those of its i-vector recipe for VoxCeleb, that for x-vectors has
+    context 2 and proportion 0.12.
+    """
+
+    def __init__(
+        self,
+        threshold: float = 5.5,
+        mean_scale: float = 0.5,
+        context: int = 0,
+        proportion: float = 0.6,
+        fewest: int = 32,
+    ) -> None:
+        super().__init__()
+        if not 0.0 < proportion <= 1.0 or context < 0:
+            raise ValueError(f"Expected proportion in (0, 1] and context >= 0, got {proportion} and {context}")
+        self.threshold, self.mean_scale, self.context = threshold, mean_scale, context
+        self.proportion, self.fewest = proportion, fewest
+
+    def forward(self, energies: Tensor, lengths: Tensor) -> Tensor:
+        """(batch, frames) log energies -> (batch, frames) bool."""
+        valid = valid_mask(lengths, energies.shape[1])
+        mean = energies.masked_fill(~valid, 0.0).sum(1) / lengths.clamp_min(1)
+        loud = valid & (energies > (self.threshold + self.mean_scale * mean).unsqueeze(1))
+        around = torch.stack([loud, valid], dim=1).to(energies.dtype)
+        kernel = around.new_ones(2, 1, 2 * self.context + 1)
+        count, of = functional.conv1d(around, kernel, padding=self.context, groups=2).unbind(1)
+        voiced = valid & (count >= of * self.proportion)
+        return torch.where((voiced.sum(1) < self.fewest).unsqueeze(1), valid, voiced)
+
+
+class MarkedMean(SlidingMean):
+    """`SlidingMean`, after which no energy is left to tell; a last dimension is 1 in voiced frames and 0 in others."""
+
+    def __init__(self, window: int, vad: EnergyVAD) -> None:
+        super().__init__(window)
+        self.vad = vad
+
+    def forward(self, signal: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
+        """(batch, frames, dims) with the energy as first dimension -> (batch, frames, dims + 1)."""
+        voiced = self.vad(signal[..., 0].detach(), lengths).unsqueeze(2)
+        return torch.cat([super().forward(signal, lengths)[0], voiced.to(signal.dtype)], dim=2), lengths
+
+
+class Final(nn.Module):
+    """The frames that the backbone hears: all, or those that are marked as voiced, in their order.
+
+    Args:
+        marked: whether the last dimension is the mark of `MarkedMean`. Means of frames, as `FeCo` makes them, count as
+            voiced where most of their frames do.
+    """
+
+    def __init__(self, marked: bool) -> None:
+        super().__init__()
+        self.marked = marked
+
+    def minimum_input(self, frames: int) -> int:
+        """As many frames as asked for: fewer are voiced only where all are kept."""
+        return frames
+
+    def forward(self, signal: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
+        """(batch, frames, dims) -> (batch, at most as many frames, dims without the mark)."""
+        if not self.marked:
+            return signal, lengths
+        voiced = (signal[..., -1] > 0.5) & valid_mask(lengths, signal.shape[1])
+        order = (~voiced).to(torch.uint8).argsort(dim=1, stable=True)
+        kept = voiced.sum(1)
+        frames = signal[..., :-1].gather(1, order.unsqueeze(2).expand(-1, -1, signal.shape[2] - 1))
+        return mask_padding(frames, kept), kept
+
+
+class MFCC(FrontEnd):
+    """The front end of the i-vector and x-vector recognizers: Kaldi's cepstra, deltas, sliding mean, VAD; no dither.
+
+    The stages are `raw` (cepstra), `delta` (unless deltas is 0), `cmvn` and `final`. Their defaults are the i-vector's;
+    the x-vector has 30 coefficients and no deltas. Kaldi's models were trained with VAD, the SEC4SR paper's code leaves
+    it out, and so does the default.
+
+    Args:
+        coefficients: cepstra of a frame, of which the first is the log energy.
+        deltas: orders of slopes beside the cepstra.
+        mean_window: frames of the sliding mean.
+        vad: which frames are heard; None: all.
+        mels: number of mel bands.
+        low: Hz, lower edge of the lowest band.
+        high: Hz, upper edge of the highest band.
+        lifter: coefficient of the cepstral weighting.
+
+    Source: Povey et al., "The Kaldi speech recognition toolkit", 2011: compute-mfcc-feats with snip_edges false,
+    use_energy and raw_energy true, and 16-bit steps as the unit of waveforms.
+    """
+
+    def __init__(
+        self,
+        coefficients: int = 24,
+        deltas: int = 2,
+        mean_window: int = 300,
+        vad: EnergyVAD | None = None,
+        mels: int = 30,
+        low: float = 20.0,
+        high: float = 7_600.0,
+        lifter: float = 22.0,
+    ) -> None:
+        stages: dict[str, nn.Module] = {"raw": CepstraStage(coefficients, mels, low, high, lifter)}
+        if deltas:
+            stages["delta"] = Delta(deltas)
+        stages["cmvn"] = SlidingMean(mean_window) if vad is None else MarkedMean(mean_window, vad)
+        stages["final"] = Final(vad is not None)
+        super().__init__(stages)
+        self.coefficients, self.deltas, self.mean_window, self.vad = coefficients, deltas, mean_window, vad
+        self.mels, self.low, self.high, self.lifter = mels, low, high, lifter
+        self.frame_size = coefficients * (deltas + 1)

@@ -123,6 +123,46 @@ class AttackSuccessRate(Fraction):
     """
 
 
+# Identification
+
+
+def identification_error_rate(decisions: Tensor, speakers: Tensor) -> Tensor:
+    """Fraction of the enrolled speakers' utterances that an open-set recognizer accepts as somebody else (IER).
+
+    Rejected ones are no identification errors, and those of strangers do not count.
+
+    Args:
+        decisions: (batch,) int64, indices of speakers or `REJECT`.
+        speakers: (batch,) int64, who speaks, `REJECT` for who is not enrolled.
+
+    Returns:
+        () float in [0, 1], NaN where no enrolled speaker spoke.
+
+    Raises:
+        ValueError: not two integer tensors of the same (batch,) shape.
+    """
+    wrong, enrolled = _count(*_identified(decisions, speakers))
+    return wrong / enrolled
+
+
+def _identified(decisions: Tensor, speakers: Tensor) -> tuple[Tensor, Tensor]:
+    """Who is enrolled, and who is accepted as somebody else, two (batch,) bool."""
+    for given in (decisions, speakers):
+        if given.dim() != 1 or given.is_floating_point() or given.dtype == torch.bool:
+            raise ValueError(f"expected (batch,) integers, got {tuple(given.shape)} {given.dtype}")
+    if decisions.shape != speakers.shape:
+        raise ValueError(f"expected decisions on the same utterances, got {len(decisions)} and {len(speakers)}")
+    return speakers != REJECT, (decisions != REJECT) & (decisions != speakers)
+
+
+class IdentificationErrorRate(Fraction):
+    """Fraction of the enrolled speakers' utterances that are accepted as somebody else: `identification_error_rate`."""
+
+    def update(self, decisions: Tensor, speakers: Tensor) -> None:
+        """Count a batch, two (batch,) int64."""
+        super().update(*_identified(decisions, speakers))
+
+
 # Verification
 
 

@@ -3,10 +3,14 @@
 import copy
 from abc import abstractmethod
 from collections.abc import Sequence
+from pathlib import Path
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
+
+from sec4sr_pl import kaldi
 
 
 class Scorer(nn.Module):
@@ -96,7 +100,7 @@ class EnrolledScorer(Scorer):
     """
 
     models: Tensor
-    """(speakers, embedding_size)."""
+    """(speakers, ...): what `model` makes of each."""
 
     def __init__(self, speakers: Sequence[str] = (), embedding_size: int = 0) -> None:
         super().__init__(speakers)
@@ -143,7 +147,7 @@ class EnrolledScorer(Scorer):
         Raises:
             ValueError: nobody is enrolled.
         """
-        if not self.embedding_size:
+        if not self.speakers:
             raise ValueError(
                 f"Nobody is enrolled in this {type(self).__name__}: call enroll(embeddings, speakers), "
                 "or make a recognizer with python -m sec4sr_pl.enrollment"
@@ -152,7 +156,7 @@ class EnrolledScorer(Scorer):
 
     @abstractmethod
     def model(self, embeddings: Tensor) -> Tensor:
-        """(utterances, embedding_size) of one speaker -> (embedding_size,)."""
+        """(utterances, embedding_size) of one speaker -> what to compare with."""
 
     @abstractmethod
     def compare(self, embeddings: Tensor) -> Tensor:
@@ -169,3 +173,120 @@ class Cosine(EnrolledScorer):
     def compare(self, embeddings: Tensor) -> Tensor:
         """Cosines in [-1, 1]."""
         return functional.normalize(embeddings) @ self.models.T
+
+
+class PLDA(EnrolledScorer):
+    """The log-likelihood ratio of a speaker's and another's embedding, under Gaussians between and within speakers.
+
+    An embedding loses the mean of all speakers, is reduced by LDA, scaled to the norm sqrt(size), brought into the
+    basis in which the covariance within speakers is I and that between them diag(psi), and scaled to the length that is
+    expected there. In it a speaker's model is a Gaussian: where the next utterance would fall.
+
+    Args:
+        speakers: names of the enrolled speakers.
+        embedding_size: dimensions of an embedding.
+        size: dimensions after LDA.
+        averaged: "before": enrollment embeddings are averaged first, and their number sharpens the model, as in Kaldi.
+            "after": they are averaged in PLDA's basis and count as one utterance, as in the SEC4SR paper.
+
+    Raises:
+        ValueError: `averaged` is neither.
+
+    Source: Ioffe, "Probabilistic linear discriminant analysis", 2006; Garcia-Romero and Espy-Wilson, "Analysis of
+    i-vector length normalization in speaker recognition systems", 2011; Kaldi's ivector-plda-scoring.
+    """
+
+    def __init__(
+        self,
+        speakers: Sequence[str] = (),
+        embedding_size: int = 32,
+        size: int = 16,
+        averaged: Literal["before", "after"] = "after",
+    ) -> None:
+        super().__init__(speakers, embedding_size)
+        if averaged not in ("before", "after"):
+            raise ValueError(f"Expected averaged 'before' or 'after', got {averaged!r}")
+        self.size, self.averaged = size, averaged
+        self.models = torch.zeros(len(self.speakers), 2, size)  # mean and variance of each dimension
+        self.center: Tensor
+        self.lda: Tensor
+        self.mean: Tensor
+        self.transform: Tensor
+        self.psi: Tensor
+        self.register_buffer("center", torch.zeros(embedding_size))
+        self.register_buffer("lda", torch.eye(size, embedding_size + 1))
+        self.register_buffer("mean", torch.zeros(size))
+        self.register_buffer("transform", torch.eye(size))
+        self.register_buffer("psi", torch.ones(size))
+
+    @classmethod
+    def of(
+        cls, center: Tensor, lda: Tensor, plda: kaldi.PLDAModel, averaged: Literal["before", "after"] = "after"
+    ) -> "PLDA":
+        """The scorer of these models, in single precision, with nobody enrolled.
+
+        Args:
+            center: (embedding_size,) mean of all embeddings.
+            lda: (size, embedding_size + 1), the last column an offset, or (size, embedding_size).
+            plda: over `size` dimensions.
+            averaged: as in the class.
+
+        Raises:
+            ValueError: sizes that do not fit.
+        """
+        if lda.shape[1] == len(center):
+            lda = functional.pad(lda, (0, 1))
+        if lda.shape != (len(plda.mean), len(center) + 1):
+            raise ValueError(
+                f"Expected an LDA transform of {len(plda.mean)} x {len(center)} with or without a column of offsets, "
+                f"got {tuple(lda.shape)}"
+            )
+        scorer = cls((), len(center), len(lda), averaged)
+        rest = {"models": scorer.models, "threshold": scorer.threshold}
+        scorer.load_state_dict({"center": center, "lda": lda, **plda._asdict(), **rest})
+        return scorer
+
+    @classmethod
+    def from_kaldi(
+        cls, mean: Path, transform: Path, plda: Path, averaged: Literal["before", "after"] = "after"
+    ) -> "PLDA":
+        """The scorer of a `mean.vec`, a `transform.mat` and a `plda` in text form.
+
+        Raises:
+            KaldiError: a file in another form.
+            ValueError: as `of`.
+        """
+        return cls.of(kaldi.read_vector(mean), kaldi.read_matrix(transform), kaldi.read_plda(plda), averaged)
+
+    def project(self, embeddings: Tensor, utterances: int = 1) -> Tensor:
+        """(..., embedding_size) means of so many utterances -> (..., size) in PLDA's basis."""
+        reduced = (embeddings - self.center) @ self.lda[:, :-1].T + self.lda[:, -1]
+        vectors = (normalize_length(reduced) - self.mean) @ self.transform.T
+        share = vectors.square() / (self.psi + 1.0 / utterances)
+        return vectors * share.mean(-1, keepdim=True).rsqrt()
+
+    def model(self, embeddings: Tensor) -> Tensor:
+        """(2, size): mean and variance of an utterance of the speaker of these."""
+        if self.averaged == "before":
+            count, vector = len(embeddings), self.project(embeddings.mean(0), len(embeddings))
+        else:
+            count, vector = 1, self.project(embeddings).mean(0)
+        trust = count * self.psi / (count * self.psi + 1.0)
+        return torch.stack([trust * vector, 1.0 + self.psi / (count * self.psi + 1.0)])
+
+    def compare(self, embeddings: Tensor) -> Tensor:
+        """Log-likelihood ratios."""
+        with torch.autocast(embeddings.device.type, enabled=False):
+            vectors = self.project(embeddings.to(self.psi.dtype)).unsqueeze(1)
+            mean, variance = self.models.unbind(1)
+            anyone = 1.0 + self.psi
+            other = vectors.square() / anyone + anyone.log()
+            same = (vectors - mean).square() / variance + variance.log()
+            ratios: Tensor = 0.5 * (other - same).sum(2)
+        return ratios
+
+
+def normalize_length(vectors: Tensor) -> Tensor:
+    """(..., size) scaled to the norm sqrt(size), at which standard normal vectors lie."""
+    normalized: Tensor = vectors.shape[-1] ** 0.5 * functional.normalize(vectors, dim=-1)
+    return normalized

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from sec4sr_pl import audio
 from sec4sr_pl.attacks import APGD, FGSM, NES, PGD, Adaptive, CWinf, Objective
-from sec4sr_pl.attacks.worst import as_written
+from sec4sr_pl.attacks.written import as_written
 from sec4sr_pl.defenses import Defense, FeCo, GaussianNoise, MedianSmoothing, Quantization
 from sec4sr_pl.recognizer import Ensemble, Recognizer
 

@@ -31,6 +31,7 @@ from sec4sr_pl.attacks import (
     SirenAttack,
     Square,
     TargetedAPGD,
+    UniformNoise,
 )
 from sec4sr_pl.attacks.gradient import attack_loss
 from sec4sr_pl.recognizer import Recognizer
@@ -64,11 +65,12 @@ ATTACKS: dict[str, tuple[Attack, int]] = {  # and the forward rows an utterance:
     "FAKEBOB, 2 draws": (FAKEBOB(steps=2, samples=6, draws=2), 2 * (2 * 7 + 1) + 1),
     "FMN": (FMN(steps=3), 4 + 1),
     "FMN, L-infinity, 2 draws": (FMN("linf", steps=2, draws=2), 2 * 3 + 1),
+    "uniform noise": (UniformNoise(), 1),
     "Siren": (SirenAttack(particles=3, epochs=2, steps=2), 2 * 3 * 3 + 1),
     "Kenansville, fft": (Kenansville(rounds=3), 1 + 3 + 1),
     "Kenansville, ssa, 2 draws": (Kenansville("ssa", rounds=2, draws=2), 2 * 3 + 1),
-    "AutoAttack": (AutoAttack(steps=1, queries=2), (2 + 1) + (1 + 9 * 2 + 1) + (3 + 1) + 1),
-    "AutoAttack, rand": (AutoAttack(version="rand", steps=1, draws=2), 2 * (2 * 2 + 2) + 1),
+    "AutoAttack": (AutoAttack(steps=1, queries=2), 1 + 3 * (2 + 1) + (2 + 1) + (1 + 9 * 2 + 1) + (3 + 1) + 1),
+    "AutoAttack, rand": (AutoAttack(version="rand", steps=1, draws=2), 1 + 3 * (2 * 2 + 2) + 1),
 }
 UNFINISHED = (PGD, FGSM, CWinf)
 """Attacks that never stop early, so that the number of forward rows is known beforehand."""

@@ -11,8 +11,8 @@ from torch.nn import functional
 from torch.testing import assert_close
 
 from sec4sr_pl import backbones
-from sec4sr_pl.backbones import ECAPA, GE2E, AudioNet, ResNet
-from sec4sr_pl.features import Fbank, FrontEnd, LogMel, Mel
+from sec4sr_pl.backbones import ECAPA, GE2E, AudioNet, IVector, ResNet, XVector
+from sec4sr_pl.features import MFCC, Fbank, FrontEnd, LogMel, Mel
 from sec4sr_pl.recognizer import Recognizer
 from sec4sr_pl.types import valid_mask
 
@@ -46,11 +46,18 @@ def small_resnet() -> ResNet:
     return ResNet(channels=16)
 
 
+def cepstra() -> MFCC:
+    """The front end of x-vectors."""
+    return MFCC(30, deltas=0)
+
+
 TABLE = [
     Row(AudioNet, LogMel, 32),
     Row(audible_ge2e, Mel, 256),
     Row(small_ecapa, Fbank, 192),
     Row(small_resnet, Fbank, 256),
+    Row(IVector, MFCC, 32),
+    Row(XVector, cepstra, 512),
 ]
 
 

@@ -430,7 +430,7 @@ def test_background_speakers_are_the_listed_ones_in_segments(few: Path) -> None:
 
 def test_a_list_that_can_not_be_used_is_refused(few: Path) -> None:
     (few / "background201.txt").write_text("a\nsomeone\n")
-    with pytest.raises(DataError, match=r"1 speakers of .*background201.txt have no train utterance: someone"):
+    with pytest.raises(DataError, match=r"1 speakers of .*background201.txt have no utterance: someone"):
         Background(few).utterances("train")
     with pytest.raises(DataError, match=r"There is no .*nobody.txt: expected a file with a speaker a line"):
         Background(few, listed=Path("nobody.txt")).utterances("train")

@@ -26,6 +26,7 @@ from torchmetrics.functional.classification import binary_eer
 from sec4sr_pl.metrics import (
     AttackSuccessRate,
     EqualErrorRate,
+    IdentificationErrorRate,
     MinDCF,
     PerceptualEvaluationOfSpeechQuality,
     ShortTimeObjectiveIntelligibility,
@@ -33,6 +34,7 @@ from sec4sr_pl.metrics import (
     attack_success_rate,
     equal_error_rate,
     equal_error_threshold,
+    identification_error_rate,
     l2_norm,
     linf_norm,
     min_dcf,
@@ -454,6 +456,7 @@ def rounds() -> list[dict[str, tuple[Tensor, ...]]]:
             {
                 "scores": (target[:0] if i == 1 else target, nontarget),
                 "flags": (flags[0], flags[1]),
+                "decisions": tuple(torch.randint(-1, 3, (2, 9), generator=generator)),
                 "waveforms": (adversarial, original, torch.tensor([12_000, 12_800 if i != 1 else 300])),
             }
         )
@@ -464,6 +467,7 @@ def metrics() -> dict[str, list[Metric]]:
     return {
         "scores": [EqualErrorRate(), MinDCF(target_prior=0.1)],
         "flags": [AttackSuccessRate()],
+        "decisions": [IdentificationErrorRate()],
         "waveforms": [
             SignalToNoiseRatio(),
             PerceptualEvaluationOfSpeechQuality(),
@@ -494,6 +498,8 @@ def test_classes_over_batches_equal_the_functions_on_all_of_it() -> None:
     assert_close(values["MinDCF"], min_dcf(target, nontarget, 0.1))
     flags = [torch.cat([batch["flags"][i] for batch in batches]) for i in range(2)]
     assert_close(values["AttackSuccessRate"], attack_success_rate(flags[0], flags[1]))
+    decisions = [torch.cat([batch["decisions"][i] for batch in batches]) for i in range(2)]
+    assert_close(values["IdentificationErrorRate"], identification_error_rate(decisions[0], decisions[1]))
     ratios = torch.cat([signal_to_noise_ratio(*batch["waveforms"]) for batch in batches])
     assert_close(values["SignalToNoiseRatio"], ratios[ratios.isfinite()].mean())
     for measure, name in (
@@ -524,7 +530,14 @@ def test_the_value_of_one_batch_is_that_of_the_batch() -> None:
 
 @pytest.mark.parametrize(
     "metric",
-    [EqualErrorRate(), MinDCF(), AttackSuccessRate(), SignalToNoiseRatio(), PerceptualEvaluationOfSpeechQuality()],
+    [
+        EqualErrorRate(),
+        MinDCF(),
+        AttackSuccessRate(),
+        IdentificationErrorRate(),
+        SignalToNoiseRatio(),
+        PerceptualEvaluationOfSpeechQuality(),
+    ],
 )
 @pytest.mark.filterwarnings("ignore:The ``compute`` method")
 def test_a_metric_that_saw_nothing_is_nan(metric: Metric) -> None:

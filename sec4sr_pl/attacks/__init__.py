@@ -12,6 +12,7 @@ from sec4sr_pl.attacks.kenansville import Kenansville
 from sec4sr_pl.attacks.l2 import L2PGD, SNRPGD
 from sec4sr_pl.attacks.minimal import FMN
 from sec4sr_pl.attacks.momentum import MIFGSM
+from sec4sr_pl.attacks.noise import UniformNoise
 from sec4sr_pl.attacks.objective import Objective
 from sec4sr_pl.attacks.psychoacoustic import PsychoacousticPGD
 from sec4sr_pl.attacks.replicate import Replicate
@@ -54,6 +55,7 @@ __all__ = [
     "Square",
     "TargetedAPGD",
     "ThresholdEstimate",
+    "UniformNoise",
     "UniversalPerturbation",
     "WorstCase",
     "estimate_threshold",

@@ -32,6 +32,8 @@ class Adaptive(WorstCase):
     attacks to adversarial example defenses", 2020.
     """
 
+    knowledge, randomized = "gradient and scores, and the defenses", "`draws` of its attack"
+
     def __init__(self, attack: PGD, members: Sequence[str] | None = None, nes: NES | None = None) -> None:
         if not isinstance(attack, PGD) or attack.restarts:
             raise ValueError(f"Expected FGSM, PGD or CWinf without restarts, got {attack!r}")

@@ -11,6 +11,7 @@ from sec4sr_pl.attacks.gradient import AnyLoss, attack_loss
 from sec4sr_pl.attacks.objective import Objective
 from sec4sr_pl.attacks.rows import Rows
 from sec4sr_pl.attacks.source import GradientSource, scores_and_gradient, uniform
+from sec4sr_pl.attacks.written import lasting
 from sec4sr_pl.types import REJECT
 
 MOMENTUM = 0.75
@@ -32,7 +33,7 @@ class APGD(Attack):
     """Auto-PGD in the L-infinity ball, from a step of twice the radius, halved where progress stalls.
 
     Returns each utterance's iterate of the lowest margin. An utterance leaves as soon as its goal is achieved, with the
-    objective's confidence and in every draw. Host synchronizations: two a step.
+    objective's confidence and in every draw. Host synchronizations: three a step.
 
     Args:
         epsilon: radius of the ball, as a fraction of full scale.
@@ -49,6 +50,8 @@ class APGD(Attack):
     Source: Croce and Hein, "Reliable evaluation of adversarial robustness with an ensemble of diverse parameter-free
     attacks", 2020, algorithm 1.
     """
+
+    tasks = "all; `dlr`: closed sets of three or more"
 
     def __init__(
         self,
@@ -116,6 +119,7 @@ class APGD(Attack):
         places, last = checkpoints(self.steps), 0
         for step in range(self.steps + 1):  # the last evaluates only
             loss, gradient, margin, achieved = self.look(rows, goal, direction, gradient=step < self.steps)
+            achieved = lasting(achieved, rows.x, rows, self.epsilon, goal, self.draws)
             rows.lowered = rows.lowered + (loss < rows.loss) if step else rows.lowered
             better = loss < rows.least
             rows.anchor = torch.where(better.unsqueeze(1), rows.x, rows.anchor)

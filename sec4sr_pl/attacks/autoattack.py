@@ -8,6 +8,8 @@ from torch import Tensor
 
 from sec4sr_pl.attacks.apgd import APGD, TargetedAPGD
 from sec4sr_pl.attacks.base import Attack
+from sec4sr_pl.attacks.gradient import AnyLoss
+from sec4sr_pl.attacks.minimal import FMN
 from sec4sr_pl.attacks.objective import Objective
 from sec4sr_pl.attacks.rows import Rows
 from sec4sr_pl.attacks.square import Square
@@ -17,15 +19,16 @@ from sec4sr_pl.attacks.worst import WorstCase
 class AutoAttack(WorstCase):
     """The worst of several attacks for each utterance, in the L-infinity ball; nothing to tune but the ball.
 
-    Members work in order, each on the utterances still standing. "standard": Auto-PGD on cross-entropy (on the margin
-    where there is a threshold), targeted Auto-PGD, the one-dimensional Square attack. "rand", for randomized
-    recognizers: Auto-PGD on cross-entropy and on the margin with draws at each step. `WorstCase` says when an utterance
-    has fallen. Host synchronizations: two a member beside the members' own.
+    Members work in order, each on the utterances still standing. Auto-PGD descends cross-entropy in a closed set, the
+    margin in every task, and DLR in a closed set of three or more speakers. For "rand", for randomized recognizers,
+    this is all, with draws at each step. "standard" goes on with the minimum-norm attack, Auto-PGD toward the likeliest
+    other decisions, and the one-dimensional Square attack. `WorstCase` says when an utterance has fallen. Host
+    synchronizations: two a member beside the members' own.
 
     Args:
         epsilon: radius of the ball, as a fraction of full scale; of every member.
         version: "standard" or "rand".
-        steps: gradients of each run of Auto-PGD.
+        steps: gradients of each run of a member.
         queries: candidates of the Square attack.
         draws: fresh draws by which results are compared, and, for "rand", gradients averaged at each step; None: 1 for
             "standard", 20 for "rand".
@@ -35,8 +38,10 @@ class AutoAttack(WorstCase):
         ValueError: a parameter outside its range, no member, or one with a larger ball.
 
     Source: Croce and Hein, "Reliable evaluation of adversarial robustness with an ensemble of diverse parameter-free
-    attacks", 2020. Without its FAB.
+    attacks", 2020, with `FMN` in the place of FAB.
     """
+
+    knowledge, randomized = "gradient and scores", '`version="rand"`'
 
     def __init__(
         self,
@@ -54,9 +59,8 @@ class AutoAttack(WorstCase):
         self.epsilon, self.version, self.steps, self.queries = epsilon, version, steps, queries
         self.draws = draws if draws is not None else 20 if version == "rand" else 1
         self.members = None if members is None else list(members)
-        team = self.team(math.inf)
-        if not team or any(not member.epsilon <= epsilon for member in team):
-            raise ValueError(f"Expected members with a ball of at most {epsilon}, got {team}")
+        if members is not None and (not members or any(not member.epsilon <= epsilon for member in members)):
+            raise ValueError(f"Expected members with a ball of at most {epsilon}, got {members}")
 
     @property
     def name(self) -> str:
@@ -71,23 +75,26 @@ class AutoAttack(WorstCase):
     @property
     def gradient_draws(self) -> int:
         """Those of the member with the fewest; `draws` alone only compares results."""
-        return min(member.gradient_draws for member in self.team(-math.inf))
+        return min(member.gradient_draws for member in self.team(Objective(), 2))
 
-    def team(self, threshold: float) -> list[Attack]:
-        """The members against a recognizer with a threshold, -inf in a closed set."""
+    def team(self, objective: Objective, speakers: int) -> list[Attack]:
+        """The members against a recognizer of so many speakers."""
         if self.members is not None:
             return self.members
+        closed, draws = objective.threshold == -math.inf, self.draws if self.version == "rand" else 1
+        losses: list[AnyLoss] = ["cross_entropy", "margin", "dlr"] if closed else ["margin"]
+        losses = losses if speakers >= 3 else losses[:2]
+        descents = [APGD(self.epsilon, self.steps, draws=draws, loss=loss) for loss in losses]
         if self.version == "rand":
-            losses: list[Literal["cross_entropy", "margin"]] = ["cross_entropy", "margin"]
-            closed = losses if threshold == -math.inf else losses[1:]
-            return [APGD(self.epsilon, self.steps, draws=self.draws, loss=loss) for loss in closed]
+            return [*descents]
         return [
-            APGD(self.epsilon, self.steps),
+            *descents,
+            FMN("linf", objective.confidence, self.steps, enough=self.epsilon),
             TargetedAPGD(self.epsilon, self.steps),
             Square(self.epsilon, self.queries),
         ]
 
     def runs(self, rows: Rows, objective: Objective) -> Iterator[Tensor]:
         """The members' results."""
-        for member in self.team(objective.threshold):
+        for member in self.team(objective, rows.score(rows.clean, rows.lengths).shape[1]):
             yield member.perturb(rows.score, rows.clean, rows.labels, rows.lengths, objective, rows.generators)

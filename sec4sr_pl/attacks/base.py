@@ -111,6 +111,16 @@ class Attack(ABC):
     """Largest change of a sample, as a fraction of full scale; inf for attacks without such a budget."""
     separable: ClassVar[bool] = True
     """Each row is attacked by itself, so that a large batch may be worked through in parts."""
+    distance: ClassVar[str] = "L∞"
+    """How it measures a change. This and what follows is what the table in docs/attacks.md says of a class."""
+    bounded: ClassVar[bool] = True
+    """Something limits the change: epsilon, or a budget of its own."""
+    knowledge: ClassVar[str] = "gradient"
+    """What it is told of the recognizer: gradient, scores, ..."""
+    tasks: ClassVar[str] = "all"
+    returns: ClassVar[str] = "lowest margin"
+    randomized: ClassVar[str] = ""
+    """What adapts it to a randomized recognizer; empty: the parameter `draws`, where it has one."""
 
     @property
     def name(self) -> str:

@@ -137,6 +137,8 @@ class OverTheAirPGD(PGD):
     Source: Athalye et al., "Synthesizing robust adversarial examples", 2018; Qin et al., 2019 (see `Channel`).
     """
 
+    randomized = "`draws`, of rooms too"
+
     def __init__(
         self,
         epsilon: float = 0.01,

@@ -46,6 +46,7 @@ class CW2(Attack):
     """
 
     epsilon = math.inf
+    distance, bounded, returns = "L2", False, "smallest success"
 
     def __init__(
         self,

@@ -7,6 +7,7 @@ from sec4sr_pl.attacks.base import Attack, CountedScore, Generators
 from sec4sr_pl.attacks.objective import Objective
 from sec4sr_pl.attacks.rows import Rows
 from sec4sr_pl.attacks.source import NES
+from sec4sr_pl.attacks.written import lasting
 
 PLATEAU = 5
 """Losses held to tell whether the last one is above the first."""
@@ -22,7 +23,7 @@ class FAKEBOB(Attack):
     A row's step size halves, down to a floor, where the last of its five latest losses is above the first. It returns
     its waveform of the lowest margin, and leaves when its goal is achieved, with the objective's confidence and in
     every draw, or when its loss has not fallen for 100 steps. The threshold is the objective's, known or estimated.
-    Directions are drawn where the generators live, by default on the CPU. Host synchronizations: three a step.
+    Directions are drawn where the generators live, by default on the CPU. Host synchronizations: four a step.
 
     Args:
         epsilon: radius of the ball, as a fraction of full scale.
@@ -40,6 +41,8 @@ class FAKEBOB(Attack):
 
     Source: Chen et al., "Who is real Bob? Adversarial attacks on speaker recognition systems", 2021, algorithm 1.
     """
+
+    knowledge = "scores"
 
     def __init__(
         self,
@@ -95,6 +98,7 @@ class FAKEBOB(Attack):
             scores, gradient = self.look(rows, objective, gradient=step < self.affordable)
             margins = torch.stack([objective.loss(drawn, rows.labels) for drawn in scores]).to(gradient)
             loss, achieved = margins.mean(0), (margins < 0.0).all(0)
+            achieved = lasting(achieved, rows.x, rows, self.epsilon, objective, self.draws)
             lower = (loss < rows.lowest) | achieved
             best[rows.index[lower]] = rows.x[lower]
             rows.lowest = torch.where(lower, loss, rows.lowest)
@@ -123,6 +127,7 @@ class FAKEBOB(Attack):
             labels,
             lengths,
             generator,
+            clean=waveforms,
             low=(waveforms - self.epsilon).clamp_min(-1.0),
             high=(waveforms + self.epsilon).clamp_max(1.0),
             x=waveforms,

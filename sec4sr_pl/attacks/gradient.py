@@ -73,6 +73,8 @@ class PGD(Attack):
     Source: Madry et al., "Towards deep learning models resistant to adversarial attacks", 2018.
     """
 
+    returns = "last iterate"
+
     def __init__(
         self,
         epsilon: float = 0.002,
@@ -194,6 +196,8 @@ class FGSM(PGD):
 
     Source: Goodfellow et al., "Explaining and harnessing adversarial examples", 2015.
     """
+
+    returns = "the step"
 
     def __init__(
         self,

@@ -12,7 +12,7 @@ from torch.nn import functional
 from sec4sr_pl.attacks.base import Attack, CountedScore, Generators
 from sec4sr_pl.attacks.objective import Objective
 from sec4sr_pl.attacks.rows import Rows
-from sec4sr_pl.attacks.worst import as_written
+from sec4sr_pl.attacks.written import as_written
 
 LONGEST_WINDOW = 3_000
 """Samples of the longest window of singular spectrum analysis."""
@@ -123,6 +123,8 @@ class Kenansville(Attack):
     Source: Abdullah et al., "Hear 'no evil', see 'Kenansville': efficient and transferable black-box attacks on speech
     recognition and voice identification systems", 2021.
     """
+
+    distance, knowledge, returns = "none", "scores", "least changed success"
 
     epsilon = math.inf
 

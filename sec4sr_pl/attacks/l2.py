@@ -35,6 +35,8 @@ class L2PGD(PGD):
     Source: Madry et al., "Towards deep learning models resistant to adversarial attacks", 2018.
     """
 
+    distance = "L2"
+
     def __init__(
         self,
         radius: float = 0.25,
@@ -107,6 +109,8 @@ class SNRPGD(L2PGD):
     Raises:
         ValueError: a parameter outside its range.
     """
+
+    distance = "L2, in dB below the utterance"
 
     def __init__(
         self,

@@ -30,6 +30,7 @@ class FMN(Attack):
         rate: part by which the radius changes at first.
         draws: passes averaged at each step (EOT) against randomized recognizers.
         source: of the gradients, None: back-propagation.
+        enough: an utterance leaves with a change of this size or less.
 
     Raises:
         ValueError: a parameter outside its range.
@@ -38,6 +39,7 @@ class FMN(Attack):
     """
 
     epsilon = math.inf
+    distance, bounded, returns = "L2 or L∞", False, "smallest success"
 
     def __init__(
         self,
@@ -48,23 +50,25 @@ class FMN(Attack):
         rate: float = 0.05,
         draws: int = 1,
         source: GradientSource | None = None,
+        enough: float = 0.0,
     ) -> None:
         if norm not in ("l2", "linf"):
             raise ValueError(f"Expected norm 'l2' or 'linf', got {norm!r}")
         if steps < 1 or draws < 1:
             raise ValueError(f"Expected steps >= 1 and draws >= 1, got {steps} and {draws}")
-        if not (math.isfinite(confidence) and step_size > 0.0 and 0.0 < rate < 1.0):
+        if not (math.isfinite(confidence) and step_size > 0.0 and 0.0 < rate < 1.0 and enough >= 0.0):
             raise ValueError(
-                "Expected a finite confidence, step_size > 0 and rate in (0, 1), "
-                f"got {confidence}, {step_size} and {rate}"
+                "Expected a finite confidence, step_size > 0, rate in (0, 1) and enough >= 0, "
+                f"got {confidence}, {step_size}, {rate} and {enough}"
             )
         self.norm, self.confidence, self.steps = norm, confidence, steps
-        self.step_size, self.rate, self.draws, self.source = step_size, rate, draws, source
+        self.step_size, self.rate, self.draws, self.source, self.enough = step_size, rate, draws, source, enough
 
     @property
     def name(self) -> str:
         """FMN-l2-0-100 by norm, confidence and steps, and what differs from the defaults."""
         marks = [f"step{self.step_size:g}"] * (self.step_size != 1.0) + [f"rate{self.rate:g}"] * (self.rate != 0.05)
+        marks += [f"enough{self.enough:g}"] * (self.enough > 0.0)
         marks += [f"EOT{self.draws}"] * (self.draws > 1) + ([] if self.source is None else [self.source.name])
         return "-".join(["FMN", self.norm, f"{self.confidence:g}", str(self.steps), *marks])
 
@@ -112,7 +116,7 @@ class FMN(Attack):
             length = self.step_size * (0.01 + 0.99 * decay)
             moved = rows.change - length * gradient / gradient.norm(dim=1, keepdim=True).clamp_min(1e-12)
             rows.change = (rows.clean + self.project(moved, rows.radius)).clamp(-1.0, 1.0) - rows.clean
-            if not rows.keep(smallest[rows.index] > 0.0):
+            if not rows.keep(smallest[rows.index] > self.enough):
                 break
         return best
 

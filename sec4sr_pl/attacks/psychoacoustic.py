@@ -37,6 +37,8 @@ class PsychoacousticPGD(PGD):
     psychoacoustic hiding", 2019. In place of a weight between the two aims, steps switch between them (Polyak, 1967).
     """
 
+    returns = "least audible success"
+
     def __init__(
         self,
         epsilon: float = 0.002,

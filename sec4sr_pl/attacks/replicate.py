@@ -32,6 +32,9 @@ class Replicate(Attack):
     2022, adaptive attacks on FeCo.
     """
 
+    distance, knowledge = "of its attack", "gradient, and which defenses compress"
+    returns, randomized = "as its attack, repeated", "`draws` of its attack"
+
     def __init__(self, inner: Attack, surrogate: Score | None = None, copies: int = 5, hop: int = 160) -> None:
         if copies < 1 or hop < 1:
             raise ValueError(f"Expected copies >= 1 and hop >= 1, got {copies} and {hop}")

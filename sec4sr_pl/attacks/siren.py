@@ -7,6 +7,7 @@ from sec4sr_pl.attacks.base import Attack, CountedScore, Generators
 from sec4sr_pl.attacks.objective import Objective
 from sec4sr_pl.attacks.rows import Rows
 from sec4sr_pl.attacks.source import copies_at_a_time, uniform
+from sec4sr_pl.attacks.written import lasting
 from sec4sr_pl.types import mask_padding
 
 PULL = 1.4961
@@ -27,7 +28,7 @@ class SirenAttack(Attack):
     utterance itself at first. An utterance stops by itself: an epoch whose lowest margin stalls for 10 steps ends, an
     utterance that stalls for 10 epochs, or whose goal is achieved, with the objective's confidence and in every draw,
     leaves. It returns the waveform of the lowest margin. Memory: five copies of the batch a particle. Numbers are
-    drawn where the generators live, by default on the CPU. Host synchronizations: two a step.
+    drawn where the generators live, by default on the CPU. Host synchronizations: three a step.
 
     Args:
         epsilon: radius of the ball, as a fraction of full scale.
@@ -43,6 +44,8 @@ class SirenAttack(Attack):
     epochs and stopping as in the public code of Chen et al., "Towards understanding and mitigating audio adversarial
     examples for speaker recognition", 2022.
     """
+
+    knowledge = "scores"
 
     def __init__(
         self, epsilon: float = 0.002, particles: int = 50, epochs: int = 30, steps: int = 300, draws: int = 1
@@ -79,6 +82,7 @@ class SirenAttack(Attack):
             labels,
             lengths,
             generator,
+            clean=waveforms,
             low=(waveforms - reach).clamp_min(-1.0),
             high=(waveforms + reach).clamp_max(1.0),
             checked=lowest.clone(),
@@ -110,10 +114,13 @@ class SirenAttack(Attack):
             closer = loss < rows.own_loss
             rows.own = torch.where(closer.unsqueeze(2), rows.x, rows.own)
             rows.own_loss = torch.where(closer, loss, rows.own_loss)
-            least, leader = loss.masked_fill(achieved, -torch.inf).min(1)
+            leader = loss.masked_fill(achieved, -torch.inf).argmin(1, keepdim=True)
+            leading = rows.x.take_along_dim(leader.unsqueeze(2), 1).squeeze(1)
+            won = lasting(achieved.gather(1, leader).squeeze(1), leading, rows, self.epsilon, objective, self.draws)
+            least = loss.gather(1, leader).squeeze(1).masked_fill(won, -torch.inf)
             lower = least < lowest[rows.index]
             chosen = rows.index[lower]
-            best[chosen], lowest[chosen] = rows.x[lower, leader[lower]], least[lower]
+            best[chosen], lowest[chosen] = leading[lower], least[lower]
             reached = lowest[rows.index]
             going = reached > -torch.inf
             if step % PATIENCE == 0:

@@ -7,6 +7,7 @@ from sec4sr_pl.attacks.base import Attack, CountedScore, Generators
 from sec4sr_pl.attacks.objective import Objective
 from sec4sr_pl.attacks.rows import Rows
 from sec4sr_pl.attacks.source import row_generators
+from sec4sr_pl.attacks.written import lasting
 from sec4sr_pl.types import valid_mask
 
 HALVINGS = (0.001, 0.005, 0.02, 0.05, 0.1, 0.2, 0.4, 0.6, 0.8)
@@ -23,7 +24,7 @@ class Square(Attack):
     the ball that the paper's squares of one sign reach in images, with the pitch that spectrograms hear. Segments begin
     with a part of the utterance and halve on the paper's schedule. An utterance leaves as soon as its goal is achieved,
     with the objective's confidence and in every draw. Random numbers come from each row's own generator before the
-    search starts. Host synchronizations: two a query.
+    search starts. Host synchronizations: three a query.
 
     Args:
         epsilon: radius of the ball, as a fraction of full scale.
@@ -37,6 +38,8 @@ class Square(Attack):
     Source: Andriushchenko et al., "Square Attack: a query-efficient black-box adversarial attack via random search",
     2020, algorithm 1; its squares are segments here.
     """
+
+    knowledge = "scores"
 
     def __init__(self, epsilon: float = 0.002, steps: int = 5_000, segment: float = 0.8, draws: int = 1) -> None:
         if not (0.0 <= epsilon <= 2.0 and 0.0 < segment <= 1.0):
@@ -82,6 +85,7 @@ class Square(Attack):
             scores = [rows.score(candidate, rows.lengths) for _ in range(self.draws)]
             margins = torch.stack([objective.loss(drawn, rows.labels) for drawn in scores]).to(rows.lowest)
             margin, achieved = margins.mean(0), (margins < 0.0).all(0)
+            achieved = lasting(achieved, candidate, rows, self.epsilon, objective, self.draws)
             lower = (margin < rows.lowest) | achieved
             rows.x = torch.where(lower.unsqueeze(1), candidate, rows.x)
             rows.lowest = torch.where(lower, margin, rows.lowest)

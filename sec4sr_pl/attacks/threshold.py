@@ -101,6 +101,9 @@ class AssumedThreshold(Attack):
         ValueError: a threshold that is not finite, or, when it is called, a closed set.
     """
 
+    distance, knowledge, tasks = "of its attack", "of its attack, without the threshold", "SV, OSI"
+    returns, randomized = "as its attack", "`draws` of its attack"
+
     def __init__(self, attack: Attack, threshold: float) -> None:
         if not math.isfinite(threshold):
             raise ValueError(f"Expected a finite threshold, got {threshold}")

@@ -30,6 +30,9 @@ class UniversalPerturbation(Attack):
     Source: Moosavi-Dezfooli et al., "Universal adversarial perturbations", 2017.
     """
 
+    knowledge, returns = "other utterances", "the utterance under it"
+    randomized = "`draws`, when it is learned"
+
     def __init__(self, path: Path, epsilon: float = 0.002) -> None:
         if not 0.0 <= epsilon <= 2.0:
             raise ValueError(f"Expected epsilon in [0, 2], got {epsilon}")

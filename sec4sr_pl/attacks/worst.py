@@ -6,10 +6,10 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from sec4sr_pl import audio
 from sec4sr_pl.attacks.base import Attack, CountedScore, Generators
 from sec4sr_pl.attacks.objective import Objective
 from sec4sr_pl.attacks.rows import Rows
+from sec4sr_pl.attacks.written import as_written
 from sec4sr_pl.types import mask_padding
 
 
@@ -21,6 +21,7 @@ class WorstCase(Attack):
     the utterance is 16-bit, they are rounded inside the ball.
     """
 
+    returns = "worst of its members"
     draws: int
 
     @abstractmethod
@@ -53,10 +54,3 @@ class WorstCase(Attack):
             if not rows.keep(~fallen):
                 break
         return worst
-
-
-def as_written(adversarial: Tensor, original: Tensor, epsilon: float) -> Tensor:
-    """(batch, time), each row rounded to 16 bits inside the ball if its original is so. Synchronizes an accelerator."""
-    rows = zip(adversarial, original, strict=True)
-    written = [audio.round_inside_ball(own, clean, epsilon) if audio.on_grid(clean) else own for own, clean in rows]
-    return torch.stack(written) if written else adversarial

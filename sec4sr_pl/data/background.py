@@ -1,25 +1,10 @@
 """Background: listed speakers for models that are tested on others, from few and long utterances."""
 
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from sec4sr_pl.data.base import SpeakerData
-from sec4sr_pl.data.manifest import DataError, Utterance
-from sec4sr_pl.types import SAMPLE_RATE
-
-
-def segments(utterances: Sequence[Utterance], seconds: float) -> list[Utterance]:
-    """Utterances in equal pieces of at least so many seconds; shorter ones stay whole."""
-    pieces = []
-    for utterance in utterances:
-        count = max(1, int(utterance.frames / (seconds * SAMPLE_RATE)))
-        size = utterance.frames // count
-        pieces += [
-            utterance._replace(name=f"{utterance.name}#{index}", start=utterance.start + index * size, frames=size)
-            for index in range(count)
-        ]
-    return pieces
+from sec4sr_pl.data.manifest import Utterance, listed, segments
 
 
 class Background(SpeakerData):
@@ -60,11 +45,5 @@ class Background(SpeakerData):
         Raises:
             DataError: as `SpeakerData.utterances`; also no list, or a listed speaker who is not there.
         """
-        path = self.root / self.listed
-        if not path.is_file():
-            raise DataError(f"There is no {path}: expected a file with a speaker a line")
-        names = set(path.read_text().split())
-        utterances = [utterance for utterance in super().utterances(part) if utterance.speaker in names]
-        if missing := sorted(names - {utterance.speaker for utterance in utterances}):
-            raise DataError(f"{len(missing)} speakers of {path} have no {part} utterance: {', '.join(missing[:5])}")
+        utterances = listed(super().utterances(part), self.root / self.listed)
         return segments(utterances, self.segment_seconds) if part == "train" else utterances

@@ -7,7 +7,7 @@ never from what ran before, so records are the same bytes for any number of proc
 import json
 import math
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from hashlib import sha256
 from itertools import compress
 from pathlib import Path
@@ -17,16 +17,20 @@ import torch
 from torch import Tensor
 
 from sec4sr_pl import audio, metrics
-from sec4sr_pl.attacks import Attack, Objective
+from sec4sr_pl.attacks import Attack, AttackResult, Objective, UniformNoise
+from sec4sr_pl.attacks.written import as_written
 from sec4sr_pl.checkpoint import checksum, describe
 from sec4sr_pl.data.base import Utterances, collate
 from sec4sr_pl.draws import key
 from sec4sr_pl.recognizer import Ensemble, Recognizer
+from sec4sr_pl.robustness.probe import probed, shortened, steepness
 from sec4sr_pl.robustness.targets import Goal, choose_targets
 from sec4sr_pl.types import REJECT, Batch
 
 Record = dict[str, Any]
 BENIGN = "benign"
+FORMAT = 2
+"""Of the records; a folder of another one is another campaign."""
 ROUNDING = 2.0**-23
 """By how much float32 arithmetic on samples up to 1 may move the edge of a ball."""
 
@@ -103,6 +107,7 @@ class Campaign:
             )
         self.recognizer = recognizer.eval()
         self.undefended = recognizer.with_defenses([])
+        self.victim = self.recognizer if adaptive else self.undefended
         self.data, self.attacks, self.output = data, list(attacks), Path(output)
         self.goal, self.adaptive, self.batch_size, self.seed = goal, adaptive, batch_size, seed
         self.draws, self.perceptual = draws, perceptual
@@ -116,6 +121,7 @@ class Campaign:
         weights = [(name, tensor.cpu().numpy().tobytes()) for name, tensor in self.recognizer.state_dict().items()]
         return {
             **extra,
+            "format": FORMAT,
             "weights": f"{key(*((name, sha256(content).hexdigest()) for name, content in weights)):016x}",
             "torch": torch.__version__,
             "software": sorted({defense.software for defense in self.recognizer.defenses} - {""}),
@@ -207,28 +213,75 @@ class Campaign:
 
     @torch.no_grad()
     def benign(self, batch: Batch) -> list[Record]:
-        """The recognizer on the utterances as they are, and the targets."""
+        """The recognizer on the utterances as they are, the targets, and what can be said before any attack."""
         plain = self.undefended(batch.waveforms, batch.lengths)
         targets: list[int | None] = [None] * len(batch.names)
+        labels = batch.speakers
         if self.goal != "untargeted":
             decisions = self.undefended.decide(plain)
             targets = list(
                 choose_targets(plain, decisions, batch.speakers, batch.names, self.goal, self.threshold, self.seed)
             )
-        decisions, rates = self.measure(batch.waveforms, batch, BENIGN, batch.speakers)
+            labels = torch.tensor(targets, device=labels.device)
+        decisions, measured = self.measure(batch.waveforms, batch, BENIGN, labels)
+        self.recognizer.seed(self.seeds(BENIGN, batch.names, "gradient"))
+        gradients = finite(steepness(self.victim, batch, self.objective, labels))
+        noise = {str(epsilon): self.noise(epsilon, batch, labels) for epsilon in self.balls}
         return [
             {
                 "name": name,
                 "label": label,
                 "decision": decision,
                 "correct": decision == label,
-                "correct_rate": rates["correct"][i],
+                "correct_rate": measured["correct"][i],
                 "target": targets[i],
+                "margin": measured["margin"][i],
+                "gradient": gradients[i],
+                "noise": {epsilon: achieved[i] for epsilon, achieved in noise.items()},
             }
             for i, (name, label, decision) in enumerate(
                 zip(batch.names, batch.speakers.tolist(), decisions.tolist(), strict=True)
             )
         ]
+
+    @property
+    def balls(self) -> list[float]:
+        """The radii of the attacks that have one."""
+        return sorted({attack.epsilon for attack in self.attacks if math.isfinite(attack.epsilon)})
+
+    def noise(self, epsilon: float, batch: Batch, labels: Tensor) -> list[bool]:
+        """Whether uniform noise achieves the goal, the control of the attacks in that ball."""
+        result = self.craft(UniformNoise(epsilon), self.recognizer, batch, labels, f"noise {epsilon}")
+        return result.achieved.tolist()
+
+    def craft(
+        self, attack: Attack, victim: Recognizer | Ensemble, batch: Batch, labels: Tensor, name: str
+    ) -> AttackResult:
+        """What an attack returns; its draws and those of the defenses depend on `name` and the utterances alone."""
+        self.recognizer.seed(self.seeds(name, batch.names, "defenses"))
+        generator = torch.Generator().manual_seed(self.seeds(name, batch.names, "attack"))
+        return attack(victim, batch.waveforms, labels, batch.lengths, self.objective, generator)
+
+    def probe(
+        self, attack: Attack, batch: Batch, labels: Tensor, index: int
+    ) -> tuple[Sequence[float | None], Sequence[bool | None]]:
+        """On the first batch, the margins that a little fewer steps reach and the oblivious attack's successes."""
+
+        def heard(tried: Attack, victim: Recognizer | Ensemble) -> tuple[Tensor, dict[str, list[float | None]]]:
+            result = self.craft(tried, victim, batch, labels, attack.name)
+            written = as_written(result.waveforms, batch.waveforms, attack.epsilon)
+            return self.measure(written, batch, attack.name, labels)
+
+        earlier: Sequence[float | None] = [None] * len(batch.names)
+        oblivious: Sequence[bool | None] = [None] * len(batch.names)
+        if index > 0 or not probed(attack):
+            return earlier, oblivious
+        if (shorter := shortened(attack)) is not None:
+            earlier = heard(shorter, self.victim)[1]["margin"]
+        if self.adaptive and len(self.recognizer.defenses):
+            decisions, _ = heard(attack, self.undefended)
+            oblivious = ((decisions == labels) == self.objective.targeted).tolist()
+        return earlier, oblivious
 
     def attack(self, attack: Attack, batch: Batch, index: int) -> list[Record]:
         """An attack on a batch: craft, write, read again, measure."""
@@ -236,10 +289,7 @@ class Campaign:
         if self.objective.targeted:
             lines = self.unit(BENIGN, index).read_text(encoding="utf-8").splitlines()
             labels = torch.tensor([json.loads(line)["target"] for line in lines], device=labels.device)
-        self.recognizer.seed(self.seeds(attack.name, batch.names, "defenses"))
-        generator = torch.Generator().manual_seed(self.seeds(attack.name, batch.names, "attack"))
-        victim = self.recognizer if self.adaptive else self.undefended
-        result = attack(victim, batch.waveforms, labels, batch.lengths, self.objective, generator)
+        result = self.craft(attack, self.victim, batch, labels, attack.name)
         paths = [self.audio(attack, i) for i in self.batches[index]]
         compared = zip(*attack.present(batch.waveforms, batch.lengths), strict=True)  # as long as the result
         originals = [row[:n].cpu() for row, n in compared]
@@ -250,9 +300,10 @@ class Campaign:
         again = collate([(waveform, 0, "") for waveform in read])
         with torch.no_grad():
             heard = again.waveforms.to(batch.waveforms.device)
-            decisions, rates = self.measure(
+            decisions, measured = self.measure(
                 heard, batch._replace(lengths=again.lengths.to(heard.device)), attack.name, labels
             )
+            earlier, oblivious = self.probe(attack, batch, labels, index)
         records = []
         for i, name in enumerate(batch.names):
             decision, label = int(decisions[i]), int(batch.speakers[i])
@@ -265,8 +316,11 @@ class Campaign:
                     "decision": decision,
                     "correct": decision == label,
                     "achieved": achieved,
-                    "correct_rate": rates["correct"][i],
-                    "achieved_rate": rates["achieved"][i],
+                    "correct_rate": measured["correct"][i],
+                    "achieved_rate": measured["achieved"][i],
+                    "margin": measured["margin"][i],
+                    "earlier": earlier[i],
+                    "oblivious": oblivious[i],
                     "queries": int(result.queries[i]),
                     **distortion(read[i], originals[i], attack.epsilon, name, self.perceptual),
                     "audio": paths[i].relative_to(self.output).as_posix(),
@@ -282,7 +336,10 @@ class Campaign:
     def measure(
         self, waveforms: Tensor, batch: Batch, name: str, labels: Tensor
     ) -> tuple[Tensor, dict[str, list[float | None]]]:
-        """Decisions of one fresh draw, (batch,), and rates over further draws (None for a deterministic recognizer)."""
+        """Decisions of one fresh draw, (batch,); the margin, and rates of correct decisions and of success.
+
+        For a randomized recognizer these are means over further draws, for a deterministic one the rates are None.
+        """
         self.recognizer.seed(self.seeds(name, batch.names, "measure"))
         scores = self.recognizer(waveforms, batch.lengths)
         if not bool(scores.isfinite().all()):
@@ -290,13 +347,24 @@ class Campaign:
         decisions = self.recognizer.decide(scores)
         nothing: list[float | None] = [None] * len(batch.names)
         if not self.recognizer.randomized:
-            return decisions, {"correct": nothing, "achieved": nothing}
-        drawn = torch.stack(
-            [self.recognizer.decide(self.recognizer(waveforms, batch.lengths)) for _ in range(self.draws)]
-        )
+            margins = self.objective.loss(scores, labels)
+            return decisions, {"correct": nothing, "achieved": nothing, "margin": finite(margins)}
+        further = [self.recognizer(waveforms, batch.lengths) for _ in range(self.draws)]
+        drawn = torch.stack([self.recognizer.decide(scores) for scores in further])
         correct = (drawn == batch.speakers).double().mean(0)
         achieved = (drawn == labels).double().mean(0) if self.objective.targeted else 1.0 - correct
-        return decisions, {"correct": correct.tolist(), "achieved": achieved.tolist()}
+        margins = torch.stack([self.objective.loss(scores, labels) for scores in further]).mean(0)
+        return decisions, {"correct": correct.tolist(), "achieved": achieved.tolist(), "margin": finite(margins)}
+
+
+def finite(values: Tensor) -> list[float | None]:
+    """The values, None where they are not finite, which JSON has no word for."""
+    return [value if math.isfinite(value) else None for value in values.tolist()]
+
+
+def counted(records: Iterable[Record], benign: dict[str, Record]) -> list[Record]:
+    """The records of utterances that an attack can succeed on: decided correctly before, and no target of their own."""
+    return [r for r in records if benign[r["name"]]["correct"] and r["target"] != r["label"]]
 
 
 def name_of(attack: Attack | None) -> str:

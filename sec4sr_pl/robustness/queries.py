@@ -4,8 +4,8 @@ from collections import Counter
 from collections.abc import Iterable
 from typing import NamedTuple
 
-from sec4sr_pl.robustness.campaign import BENIGN, Campaign
-from sec4sr_pl.robustness.tables import counted, gather
+from sec4sr_pl.robustness.campaign import BENIGN, Campaign, counted
+from sec4sr_pl.robustness.tables import gather
 
 
 class Curve(NamedTuple):
@@ -45,10 +45,10 @@ def query_curves(*campaigns: Campaign) -> dict[str, Curve]:
     Raises:
         CampaignError: a unit that is not there.
     """
-    was_correct = {record["name"]: record["correct"] for record in gather(campaigns, BENIGN)}
+    benign = {record["name"]: record for record in gather(campaigns, BENIGN)}
     curves = {}
     for attack in campaigns[0].attacks:
-        records = counted(gather(campaigns, attack.name), was_correct)
+        records = counted(gather(campaigns, attack.name), benign)
         if len({record["queries"] for record in records}) > 1:
             achieved, queries = ([record[field] for record in records] for field in ("achieved", "queries"))
             curves[attack.name] = success_by_queries(achieved, queries)

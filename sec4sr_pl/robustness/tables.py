@@ -9,9 +9,10 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
-from sec4sr_pl.attacks import Adaptive, Attack
+from sec4sr_pl.attacks import Attack, UniformNoise
 from sec4sr_pl.metrics import r1_score, wilson_interval
-from sec4sr_pl.robustness.campaign import BENIGN, Campaign, Record, write_text
+from sec4sr_pl.robustness.campaign import BENIGN, Campaign, Record, counted, write_text
+from sec4sr_pl.robustness.sentinel import Report, examine
 from sec4sr_pl.types import REJECT
 
 EXACT = ("l2", "linf", "snr")
@@ -73,6 +74,7 @@ class Summary(NamedTuple):
     """Harmonic mean of the benign accuracy and the mean accuracy over the attacks."""
     goal: str
     notes: list[str]
+    sentinel: Report
 
     @property
     def directions(self) -> list[str]:
@@ -94,6 +96,7 @@ class Summary(NamedTuple):
                 }
                 for row in self.rows
             ],
+            "sentinel": {**self.sentinel._asdict(), "flags": [flag._asdict() for flag in self.sentinel.flags]},
         }
         return json.dumps(plain, indent=1, allow_nan=False) + "\n"
 
@@ -130,7 +133,7 @@ class Summary(NamedTuple):
         return text.getvalue()
 
     def to_markdown(self) -> str:
-        """A table for people, percentages with intervals, and the notes below."""
+        """A table for people, percentages with intervals, the notes and the sentinel's report below."""
         randomized = self.benign_over_draws is not None
         titles = ["attack", "accuracy % [95 %]", *(["over draws %"] if randomized else [])]
         titles += ["success % of n [95 %]", "n", *(f"{name} % [95 %]" for name in self.directions)]
@@ -165,7 +168,7 @@ class Summary(NamedTuple):
         table = "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
         r1 = "-" if self.r1 is None else f"{100 * self.r1:.1f} %"
         head = f"Goal: {self.goal}. {self.benign.trials} utterances. R1 (benign and mean adversarial accuracy): {r1}."
-        return "\n\n".join([head, table, *self.notes]) + "\n"
+        return "\n\n".join([head, table, *self.notes, *self.sentinel.lines()]) + "\n"
 
 
 def shown(value: float | int | None, digits: int) -> str:
@@ -194,39 +197,35 @@ def summarize(*campaigns: Campaign) -> Summary:
     Raises:
         CampaignError: a unit that is not there.
     """
-    campaign, benign = campaigns[0], gather(campaigns, BENIGN)
-    was_correct = {record["name"]: record["correct"] for record in benign}
-    rows, unchanged, accuracies, still_correct = [], [], [], dict(was_correct)
-    for attack in campaign.attacks:
-        records = gather(campaigns, attack.name)
-        row = _row(attack, records, was_correct, campaign)
-        rows.append(row)
-        unchanged.append(sum(record["linf"] == 0 and not record["achieved"] for record in records))
-        if math.isfinite(attack.epsilon):  # what may change anything as far as it likes is no measure beside the others
-            accuracies += [] if row.accuracy.value is None else [row.accuracy.value]
-            for record in records:
-                still_correct[record["name"]] &= record["correct"]
-    benign_rate = Rate.of(was_correct.values())
+    campaign = campaigns[0]
+    benign = {record["name"]: record for record in gather(campaigns, BENIGN)}
+    records = {a.name: {record["name"]: record for record in gather(campaigns, a.name)} for a in campaign.attacks}
+    rows = [_row(a, list(records[a.name].values()), benign, campaign) for a in campaign.attacks]
+    judges = [attack.name for attack in campaign.attacks if comparable(attack)]
+    accuracies = [row.accuracy.value for row in rows if row.attack in judges and row.accuracy.value is not None]
+    worst = [own["correct"] and all(records[a][name]["correct"] for a in judges) for name, own in benign.items()]
+    benign_rate = Rate.of(own["correct"] for own in benign.values())
     r1 = r1_score(benign_rate.value or 0.0, math.fsum(accuracies) / len(accuracies)) if accuracies else None
     return Summary(
         benign_rate,
-        mean(record["correct_rate"] for record in benign),
+        mean(own["correct_rate"] for own in benign.values()),
         rows,
-        Rate.of(still_correct.values()),
+        Rate.of(worst),
         r1,
         campaign.goal,
-        notes(campaign, rows, unchanged),
+        notes(campaign),
+        examine(campaign, benign, records),
     )
 
 
-def counted(records: Iterable[Record], was_correct: dict[str, bool]) -> list[Record]:
-    """The records that a success rate counts: decided correctly before, with a target that is not the speaker."""
-    return [record for record in records if was_correct[record["name"]] and record["target"] != record["label"]]
+def comparable(attack: Attack) -> bool:
+    """Whether an attack counts in the worst case and in R1: what may change anything and a control do not."""
+    return math.isfinite(attack.epsilon) and not isinstance(attack, UniformNoise)
 
 
-def _row(attack: Attack, records: Sequence[Record], was_correct: dict[str, bool], campaign: Campaign) -> Row:
+def _row(attack: Attack, records: Sequence[Record], benign: dict[str, Record], campaign: Campaign) -> Row:
     """The numbers of one attack; the distortion of one without a ball is that of its successes."""
-    perceptual, tried = campaign.perceptual, counted(records, was_correct)
+    perceptual, tried = campaign.perceptual, counted(records, benign)
     changed = records if math.isfinite(attack.epsilon) else [record for record in tried if record["achieved"]]
     measures: dict[str, dict[str, float | int | None]] = {
         measure: {
@@ -242,13 +241,13 @@ def _row(attack: Attack, records: Sequence[Record], was_correct: dict[str, bool]
         mean(record["correct_rate"] for record in records),
         measures,
         math.fsum(record["queries"] for record in records) / len(records),
-        {} if campaign.threshold == -math.inf else directions(records, was_correct),
+        {} if campaign.threshold == -math.inf else directions(records, benign),
     )
 
 
-def directions(records: Sequence[Record], was_correct: dict[str, bool]) -> dict[str, Rate]:
+def directions(records: Sequence[Record], benign: dict[str, Record]) -> dict[str, Rate]:
     """Imposters who are accepted, enrolled speakers who are rejected, and who are taken for another."""
-    before = [(record["label"], record["decision"]) for record in records if was_correct[record["name"]]]
+    before = [(record["label"], record["decision"]) for record in records if benign[record["name"]]["correct"]]
     enrolled = [(label, decision) for label, decision in before if label != REJECT]
     return {
         "accepted": Rate.of(decision != REJECT for label, decision in before if label == REJECT),
@@ -257,8 +256,8 @@ def directions(records: Sequence[Record], was_correct: dict[str, bool]) -> dict[
     }
 
 
-def notes(campaign: Campaign, rows: Sequence[Row], unchanged: Sequence[int]) -> list[str]:
-    """What a reader must know before believing the table; `unchanged` utterances withstood each attack untouched."""
+def notes(campaign: Campaign) -> list[str]:
+    """How to read the table."""
     found = []
     if campaign.excluded:
         found.append(f"{campaign.excluded} utterances of imposters were left out: a closed set rejects nobody.")
@@ -269,30 +268,6 @@ def notes(campaign: Campaign, rows: Sequence[Row], unchanged: Sequence[int]) -> 
         )
     if campaign.goal != "untargeted":
         found.append("Targeted attacks do not aim at wrong decisions: read their success; accuracy and R1 flatter.")
-    for attack, row, idle in zip(campaign.attacks, rows, unchanged, strict=True):
-        if idle > row.accuracy.trials // 10:
-            found.append(f"**{attack.name} left {idle} utterances unchanged**: zero gradients, or no budget.")
-        for other, stronger in zip(campaign.attacks, rows, strict=True):
-            same = attack.settings() | {"steps": 0} == other.settings() | {"steps": 0} and type(attack) is type(other)
-            more = getattr(other, "steps", 0) > getattr(attack, "steps", 0)
-            if same and more and (stronger.accuracy.low or 0.0) > (row.accuracy.value or 0.0):
-                found.append(f"**{other.name} is weaker than {attack.name}**: more steps must not help the defender.")
-    if campaign.recognizer.defenses and not campaign.adaptive:
-        found.append("**Oblivious**: crafted without the defenses. This is no measure of robustness.")
-    blunt = [type(defense).__name__ for defense in campaign.recognizer.defenses if not defense.differentiable]
-    single = [attack.name for attack in campaign.attacks if not isinstance(attack, Adaptive)]
-    if blunt and campaign.adaptive and single:
-        found.append(
-            f"**{', '.join(blunt)} without a gradient, another stands for it**: {', '.join(single)} may be weaker than "
-            "oblivious. Use `Adaptive`."
-        )
-    if campaign.recognizer.randomized and campaign.adaptive:
-        few = [attack.name for attack in campaign.attacks if attack.gradient_draws == 1]
-        if few:
-            found.append(
-                f"**Randomized recognizer, one gradient draw a step (no EOT)**: {', '.join(few)}. "
-                "These figures overstate robustness; set `draws`."
-            )
     if campaign.perceptual is False:
         found.append("PESQ and STOI were not measured.")
     return found

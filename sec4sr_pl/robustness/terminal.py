@@ -13,7 +13,7 @@ from sec4sr_pl.robustness.tables import Rate, Summary, shown
 
 
 def show(summary: Summary, paths: Sequence[Path], console: Console) -> None:
-    """Print the rates of each attack, R1, the notes, and where the full tables lie.
+    """Print the rates of each attack, R1, the notes, the sentinel's report, and where the full tables lie.
 
     Args:
         summary: of a finished campaign.
@@ -23,8 +23,8 @@ def show(summary: Summary, paths: Sequence[Path], console: Console) -> None:
     console.print(table(summary))
     r1 = "-" if summary.r1 is None else f"{100 * summary.r1:.1f} %"
     console.print(Text(f"R1, harmonic mean of the benign and the mean adversarial accuracy: {r1}"))
-    for note in summary.notes:
-        console.print(Markdown(f"- {note}"))
+    for note in [f"- {note}" for note in summary.notes] + summary.sentinel.lines():
+        console.print(Markdown(note))
     console.print(Text("Full tables: " + ", ".join(str(path) for path in paths)), soft_wrap=True)
 
 

@@ -30,6 +30,8 @@ class Transfer(Attack):
     transferable adversarial examples and black-box attacks", 2017 (ensembles).
     """
 
+    knowledge = "other recognizers"
+
     def __init__(self, attack: Attack, surrogates: Sequence[Path]) -> None:
         if not surrogates:
             raise ValueError("Expected at least one surrogate, got none")

@@ -1,0 +1,84 @@
+"""x-vectors: a time-delay network whose frames are pooled into mean and deviation."""
+
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from sec4sr_pl.backbones.audionet import batch_norm
+from sec4sr_pl.types import full_lengths, valid_mask
+
+
+class XVector(nn.Module):
+    """Five convolutions over time, the mean and deviation of each channel, and a linear layer: (batch, 512) embeddings.
+
+    Convolutions see no padding, so that an utterance loses 30 frames; the deviation needs two. Each is followed by ReLU
+    and a batch norm without weights of its own. The names of the layers are those of the checkpoints of the SEC4SR
+    paper, whose kernels of 5, 5 and 7 frames are denser than Kaldi's.
+
+    Args:
+        inputs: dimensions of a frame.
+
+    Source: Snyder et al., "X-vectors: robust DNN embeddings for speaker recognition", 2018.
+    """
+
+    embedding_size = 512
+    minimum_frames = 32
+    masked = True
+
+    def __init__(self, inputs: int = 30) -> None:
+        super().__init__()
+        self.inputs = inputs
+        self.tdnn1 = nn.Conv1d(inputs, 512, 5)
+        self.tdnn2 = nn.Conv1d(512, 512, 5, dilation=2)
+        self.tdnn3 = nn.Conv1d(512, 512, 7, dilation=3)
+        self.tdnn4 = nn.Conv1d(512, 512, 1)
+        self.tdnn5 = nn.Conv1d(512, 1500, 1)
+        self.bn_tdnn1 = nn.BatchNorm1d(512, affine=False)
+        self.bn_tdnn2 = nn.BatchNorm1d(512, affine=False)
+        self.bn_tdnn3 = nn.BatchNorm1d(512, affine=False)
+        self.bn_tdnn4 = nn.BatchNorm1d(512, affine=False)
+        self.bn_tdnn5 = nn.BatchNorm1d(1500, affine=False)
+        self.fc1 = nn.Linear(3000, self.embedding_size)
+
+    @classmethod
+    def pretrained(cls, weights: Path) -> "XVector":
+        """The network with the weights of a state dict, of which layers behind the embedding are left out.
+
+        Args:
+            weights: a file of torch.save that holds tensors and plain data alone.
+
+        Raises:
+            FileNotFoundError: no such file.
+            ValueError: a layer is missing or has another shape.
+        """
+        state = torch.load(weights, map_location="cpu", weights_only=True)
+        if (name := "tdnn1.weight") not in state:
+            raise ValueError(f"Expected the state dict of an x-vector network with {name} in {weights}")
+        network = cls(state[name].shape[1])
+        try:
+            network.load_state_dict({name: state[name] for name in network.state_dict() if name in state})
+        except RuntimeError as error:
+            raise ValueError(f"The weights of {weights} are not those of an x-vector network: {error}") from error
+        return network
+
+    def forward(self, frames: Tensor, lengths: Tensor | None = None) -> Tensor:
+        """Embeddings of (batch, frames, inputs) with (batch,) valid frames."""
+        signal = frames
+        layers = (self.tdnn1, self.tdnn2, self.tdnn3, self.tdnn4, self.tdnn5)
+        norms = (self.bn_tdnn1, self.bn_tdnn2, self.bn_tdnn3, self.bn_tdnn4, self.bn_tdnn5)
+        for layer, norm in zip(layers, norms, strict=True):
+            signal = functional.relu(layer(signal.transpose(1, 2)).transpose(1, 2))
+            lost = frames.shape[1] - signal.shape[1]
+            signal = batch_norm(norm, signal, None if lengths is None else valid_mask(lengths - lost, signal.shape[1]))
+        return self.fc1(pool(signal, full_lengths(signal) if lengths is None else lengths - lost))  # type: ignore[no-any-return]
+
+
+def pool(signal: Tensor, lengths: Tensor) -> Tensor:
+    """(batch, frames, channels) -> (batch, 2 * channels): mean and unbiased deviation over the valid frames."""
+    mask, count = valid_mask(lengths, signal.shape[1]).unsqueeze(2), lengths.unsqueeze(1)
+    mean = signal.masked_fill(~mask, 0.0).sum(1) / count
+    around = (signal - mean.unsqueeze(1)).masked_fill(~mask, 0.0)
+    variance = around.square().sum(1) / (count - 1)
+    return torch.cat([mean, variance.clamp_min(1e-12).sqrt()], dim=1)  # a channel that never fires has a gradient

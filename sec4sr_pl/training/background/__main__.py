@@ -1,0 +1,107 @@
+"""An i-vector-PLDA recognizer from nothing: `python -m sec4sr_pl.training.background --output runs/ivector`."""
+
+import sys
+from pathlib import Path
+from typing import Literal
+
+import torch
+from jsonargparse import auto_cli
+from rich.console import Console
+
+from sec4sr_pl import kaldi
+from sec4sr_pl.allocator import keep_large_blocks
+from sec4sr_pl.backbones import IVector
+from sec4sr_pl.checkpoint import save_recognizer
+from sec4sr_pl.features import MFCC, EnergyVAD
+from sec4sr_pl.recognizer import Recognizer
+from sec4sr_pl.scoring import PLDA, normalize_length
+from sec4sr_pl.training.background.corpus import Corpus, background
+from sec4sr_pl.training.background.discriminant import fit_lda, fit_plda
+from sec4sr_pl.training.background.extractor import fit_extractor
+from sec4sr_pl.training.background.mixture import fit_gmm
+
+
+@torch.no_grad()
+def train(
+    output: Path,
+    root: Path | None = None,
+    split: str = "Spk251_train",
+    speakers: Path | None = None,
+    seconds: float = 3.0,
+    components: int = 64,
+    embedding_size: int = 100,
+    lda_size: int = 60,
+    gmm_iterations: int = 20,
+    extractor_iterations: int = 10,
+    plda_iterations: int = 10,
+    vad: bool = False,
+    averaged: Literal["before", "after"] = "after",
+    batch_size: int = 16,
+    num_workers: int = 0,
+    keep: bool = True,
+    device: str = "cpu",
+    seed: int = 0,
+) -> Recognizer:
+    """Train a GMM, an i-vector extractor, LDA and PLDA, and write them as Kaldi texts and as a recognizer.
+
+    A run that was stopped goes on where it was: give it the same arguments again.
+
+    Args:
+        output: folder of the models: recognizer.ckpt with nobody enrolled, for python -m sec4sr_pl.enrollment, and
+            Kaldi's final_ubm.txt, final_ie.txt, mean.vec, transform.txt and plda.txt.
+        root: holds the splits; default: the variable SEC4SR_DATA, else data.
+        split: folder of the utterances, <split>/<speaker>/<utterance>.wav.
+        speakers: file with the names of the speakers to train on, e.g. background201.txt; default: all.
+        seconds: utterances are cut into pieces of at least this length, between which a speaker varies. Where speakers
+            have one utterance, that variation is understated.
+        components: of the GMM.
+        embedding_size: dimensions of an i-vector.
+        lda_size: dimensions after LDA.
+        gmm_iterations: of expectation maximization.
+        extractor_iterations: of expectation maximization.
+        plda_iterations: of expectation maximization.
+        vad: leave out frames without speech, in training and in the recognizer.
+        averaged: how PLDA enrolls: before, as in Kaldi, or after, as in the SEC4SR paper.
+        batch_size: segments whose frames are computed together.
+        num_workers: processes that read ahead.
+        keep: hold all frames in memory between passes: 100 MB an hour of speech.
+        device: cpu, cuda, ...
+        seed: of the starts.
+
+    Raises:
+        ValueError: anything above that can't be used.
+    """
+    features = MFCC(vad=EnergyVAD() if vad else None)
+    pieces = background(root, split, speakers, seconds)
+    corpus = Corpus(pieces, features, batch_size, device, num_workers, keep)
+    state = output / "state"
+    gmm = fit_gmm(corpus, components, gmm_iterations, seed=seed, path=state / "gmm.pt")
+    extractor = fit_extractor(gmm, corpus, embedding_size, extractor_iterations, seed, state / "extractor.pt")
+    backbone = IVector.of(gmm, extractor)
+    embeddings = torch.cat([backbone(*batch) for batch in corpus]).cpu().double()
+    names = [piece.speaker for piece in pieces]
+    center = embeddings.mean(0)
+    lda = fit_lda(embeddings - center, names, lda_size)
+    reduced = (embeddings - center) @ lda[:, :-1].T + lda[:, -1]
+    plda = fit_plda(normalize_length(reduced), names, plda_iterations)
+    recognizer = Recognizer(features.cpu(), backbone.cpu(), PLDA.of(center, lda, plda, averaged)).eval()
+    kaldi.write_gmm(output / "final_ubm.txt", gmm)
+    kaldi.write_extractor(output / "final_ie.txt", extractor)
+    kaldi.write_vector(output / "mean.vec", center)
+    kaldi.write_matrix(output / "transform.txt", lda)
+    kaldi.write_plda(output / "plda.txt", plda)
+    save_recognizer(recognizer, output / "recognizer.ckpt")
+    Console().print(
+        f"Trained on {len(pieces)} segments of {len(set(names))} speakers: {output}. "
+        f"Enroll with python -m sec4sr_pl.enrollment --checkpoint {output / 'recognizer.ckpt'}",
+        soft_wrap=True,
+    )
+    return recognizer
+
+
+if __name__ == "__main__":
+    keep_large_blocks()
+    try:
+        auto_cli(train, as_positional=False)
+    except (ValueError, OSError) as error:
+        sys.exit(f"python -m sec4sr_pl.training.background: error: {' '.join(str(error).split())}")

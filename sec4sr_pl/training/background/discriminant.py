@@ -1,0 +1,125 @@
+"""LDA and PLDA of embeddings with known speakers."""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from scipy.linalg import eigh
+from torch import Tensor
+
+from sec4sr_pl.kaldi import PLDAModel
+
+Matrix = NDArray[np.float64]
+
+
+class Scatter(NamedTuple):
+    """What LDA and PLDA need to know of embeddings."""
+
+    counts: Matrix
+    """(speakers,) embeddings of each."""
+    means: Matrix
+    """(speakers, size)."""
+    within: Matrix
+    """(size, size) sum of squares around the speakers' means."""
+
+    @classmethod
+    def of(cls, embeddings: Tensor, speakers: Sequence[str]) -> "Scatter":
+        """That of (utterances, size) embeddings with a speaker for each.
+
+        Raises:
+            ValueError: fewer than two speakers, no more embeddings than speakers, or not a speaker for each.
+        """
+        vectors = embeddings.detach().cpu().double().numpy()
+        names, index, counts = np.unique(np.asarray(speakers), return_inverse=True, return_counts=True)
+        if len(index) != len(vectors) or not 2 <= len(names) < len(vectors):
+            raise ValueError(
+                "Expected embeddings of two or more speakers, of some more than one, with a speaker for each, "
+                f"got {len(vectors)} embeddings and {len(index)} names of {len(names)} speakers"
+            )
+        means = np.zeros((len(names), vectors.shape[1]))
+        np.add.at(means, index, vectors)
+        means /= counts[:, None]
+        around = vectors - means[index]
+        return cls(counts.astype(np.float64), means, around.T @ around)
+
+
+def fit_lda(embeddings: Tensor, speakers: Sequence[str], size: int) -> Tensor:
+    """(size, embedding_size + 1) transform, the last column an offset: the directions that tell speakers best apart.
+
+    Transformed embeddings have the mean 0 and the covariance I within speakers.
+
+    Args:
+        embeddings: (utterances, embedding_size).
+        speakers: the name of each utterance's speaker.
+        size: dimensions, at most embedding_size and the number of speakers less one.
+
+    Raises:
+        ValueError: as `Scatter.of`; also a size that is too large.
+    """
+    scatter = Scatter.of(embeddings, speakers)
+    most = min(embeddings.shape[1], len(scatter.counts) - 1)
+    if not 1 <= size <= most:
+        raise ValueError(f"Expected from 1 to {most} dimensions after LDA, got {size}")
+    total = scatter.counts.sum()
+    mean = scatter.counts @ scatter.means / total
+    around = scatter.means - mean
+    between = around.T @ (scatter.counts[:, None] * around) / total
+    directions = eigh(between, scatter.within / total)[1].T[::-1][:size]
+    return torch.from_numpy(np.column_stack([directions, -directions @ mean]))
+
+
+def fit_plda(embeddings: Tensor, speakers: Sequence[str], iterations: int = 10) -> PLDAModel:
+    """The covariances between and within speakers of the highest likelihood, by expectation maximization.
+
+    Each iteration is done in the basis in which both are diagonal, where a speaker's posterior is a division.
+
+    Args:
+        embeddings: (utterances, size).
+        speakers: the name of each utterance's speaker.
+        iterations: of expectation maximization.
+
+    Raises:
+        ValueError: as `Scatter.of`.
+
+    Source: the two-covariance model of Brummer and de Villiers, "The speaker partitioning problem", 2010.
+    """
+    scatter = Scatter.of(embeddings, speakers)
+    total = scatter.counts.sum()
+    mean = scatter.means.mean(0)
+    around = scatter.means - mean
+    between, within = around.T @ around / len(around), scatter.within / total
+    for _ in range(iterations):
+        between, within = improve(scatter, around, between, within)
+    psi, transform = diagonal(between, within)
+    return PLDAModel(*(torch.from_numpy(part) for part in (mean, transform, psi)))
+
+
+def diagonal(between: Matrix, within: Matrix) -> tuple[Matrix, Matrix]:
+    """Variances between speakers, largest first, and the transform to the basis in which those within are 1."""
+    psi, columns = eigh(between, within)
+    return np.maximum(psi[::-1], 0.0), np.ascontiguousarray(columns.T[::-1])
+
+
+def improve(scatter: Scatter, around: Matrix, between: Matrix, within: Matrix) -> tuple[Matrix, Matrix]:
+    """The next covariances between and within speakers.
+
+    Args:
+        scatter: of the embeddings.
+        around: (speakers, size) means of the speakers around the mean of all.
+        between: (size, size).
+        within: (size, size).
+    """
+    psi, transform = diagonal(between, within)
+    back = within @ transform.T  # the inverse of the transform
+    counts, seen = scatter.counts[:, None], around @ transform.T
+    variances = psi / (1.0 + counts * psi)
+    means = counts * variances * seen
+    left = seen - means
+    new_between = means.T @ means + np.diag(variances.sum(0))
+    new_within = left.T @ (counts * left) + np.diag((counts * variances).sum(0))
+    return (
+        back @ new_between @ back.T / len(counts),
+        (scatter.within + back @ new_within @ back.T) / counts.sum(),
+    )
