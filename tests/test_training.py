@@ -689,6 +689,10 @@ def tiny_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     shutil.copytree(root / "train", root / "Spk251_train")
     shutil.copytree(root / "test", root / "Spk251_test")
     shutil.copytree(root / "train", root / "Spk10_enroll")
+    (root / "background201.txt").write_text("speaker0\nspeaker1\nspeaker2\n")
+    first, *others = (f"test/speaker{speaker}/s{speaker}u2.wav" for speaker in range(3))
+    lines = [f"1 {first} train/speaker0/s0u0.wav", *(f"0 {first} {other}" for other in others)]
+    (root / "trials.txt").write_text("\n".join(lines))
     return root
 
 
