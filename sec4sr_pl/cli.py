@@ -22,7 +22,8 @@ import sec4sr_pl.attacks
 import sec4sr_pl.backbones
 import sec4sr_pl.callbacks
 import sec4sr_pl.data.augment
-import sec4sr_pl.features  # noqa: F401  imported, so that YAML may name classes without their modules
+import sec4sr_pl.features
+import sec4sr_pl.losses  # noqa: F401  imported, so that YAML may name classes without their modules
 from sec4sr_pl.allocator import keep_large_blocks
 from sec4sr_pl.callbacks import StopOnSigterm, WandbRun
 from sec4sr_pl.checkpoint import WholeCheckpoints, read_checkpoint

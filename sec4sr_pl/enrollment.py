@@ -44,14 +44,14 @@ def embed(recognizer: Recognizer, utterances: Utterances, batch_size: int = 16, 
     Raises:
         ValueError: an utterance that is too short.
     """
-    device = recognizer.scorer.threshold.device
+    like = recognizer.scorer.threshold
     embeddings = []
     for first in range(0, len(utterances), batch_size):
         rows = range(first, min(first + batch_size, len(utterances)))
         batch = collate([utterances[row] for row in rows])
         recognizer.check(batch.waveforms, batch.lengths, batch.names)
         recognizer.seed(key(seed, *batch.names, "enrollment"))
-        embeddings.append(recognizer.embed(batch.waveforms.to(device), batch.lengths.to(device)))
+        embeddings.append(recognizer.embed(batch.waveforms.to(like), batch.lengths.to(like.device)))
     return torch.cat(embeddings)
 
 

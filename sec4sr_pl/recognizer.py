@@ -110,17 +110,17 @@ class Recognizer(nn.Module):
         Without `lengths` every sample is valid, and no time is spent on masks.
         """
         self.check(waveforms, lengths)
-        if lengths is not None and not self.backbone.masked:
-            return self._embed_by_length(waveforms, lengths)
         signal, valid = waveforms, full_lengths(waveforms) if lengths is None else lengths
         for module in self.chain():
             signal, valid = module(signal, valid)
-        return self.backbone(signal, None if lengths is None else valid)  # type: ignore[no-any-return]
+        if lengths is None or self.backbone.masked:
+            return self.backbone(signal, None if lengths is None else valid)  # type: ignore[no-any-return]
+        return self._embed_by_length(signal, valid)
 
-    def _embed_by_length(self, waveforms: Tensor, lengths: Tensor) -> Tensor:
+    def _embed_by_length(self, frames: Tensor, lengths: Tensor) -> Tensor:
         """Embeddings by a backbone that can't mask: once for each distinct length, slower but never different."""
         parts = [(lengths == length).nonzero().squeeze(1) for length in torch.unique(lengths)]
-        embeddings = torch.cat([self.embed(waveforms[rows, : int(lengths[rows[0]])]) for rows in parts])
+        embeddings = torch.cat([self.backbone(frames[rows, : int(lengths[rows[0]])]) for rows in parts])
         return embeddings[torch.cat(parts).argsort()]
 
     def forward(self, waveforms: Tensor, lengths: Tensor | None = None) -> Tensor:

@@ -61,6 +61,33 @@ class ClosedSet(Scorer):
         return self.head(embeddings)  # type: ignore[no-any-return]
 
 
+class CosineClosedSet(ClosedSet):
+    """A classifier head that knows angles only: the score of a speaker is a cosine times a scale, for margin losses.
+
+    Args:
+        embedding_size: dimensions of an embedding.
+        speakers: names in the order of the scores, or how many there are.
+        scale: of the cosines, so that a softmax of the scores can be sure.
+
+    Raises:
+        ValueError: no speaker, a name given twice, or a scale that is not positive.
+    """
+
+    def __init__(self, embedding_size: int, speakers: int | Sequence[str], scale: float = 30.0) -> None:
+        super().__init__(embedding_size, speakers)
+        if not scale > 0:
+            raise ValueError(f"Expected a scale above 0, got {scale}")
+        self.scale = scale
+        self.head = nn.Linear(embedding_size, len(self.speakers), bias=False)
+
+    def forward(self, embeddings: Tensor) -> Tensor:
+        """(batch, embedding_size) -> (batch, speakers) scores in [-scale, scale]."""
+        weight = self.head.weight
+        with torch.autocast(embeddings.device.type, enabled=False):  # bfloat16 knows cosines to two digits
+            cosines = functional.normalize(embeddings.to(weight.dtype)) @ functional.normalize(weight).T
+        return self.scale * cosines
+
+
 class EnrolledScorer(Scorer):
     """Scores against models of enrolled speakers (tasks CSI-E, SV, OSI); a subclass writes `model` and `compare`.
 

@@ -166,7 +166,10 @@ def settle(recognizer: Recognizer, waveforms: Tensor, lengths: Tensor) -> None:
     momenta = [norm.momentum for norm in norms]
     for norm in norms:
         norm.momentum = None  # a cumulative average: after one pass, the statistics of that pass
-    recognizer.train()(waveforms, lengths)
+    if recognizer.backbone.masked:
+        recognizer.train()(waveforms, lengths)
+    else:  # batch statistics of utterances of one length
+        recognizer.train()(waveforms[:, : lengths.min()])
     for norm, momentum in zip(norms, momenta, strict=True):
         norm.momentum = momentum
     recognizer.eval()

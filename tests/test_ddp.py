@@ -42,7 +42,9 @@ def free_port() -> int:
         return int(taken.getsockname()[1])
 
 
-def start(rank: int, world: int, port: int, root: Path, output: Path) -> "subprocess.Popen[str]":
+def start(
+    rank: int, world: int, port: int, root: Path, output: Path, script: str = "ddp_script.py"
+) -> "subprocess.Popen[str]":
     """A process, as Lightning or SLURM would start it on one machine."""
     own = {"LOCAL_RANK": rank, "NODE_RANK": 0, "WORLD_SIZE": world, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
     paths = [str(Path(__file__).parents[1]), os.environ.get("PYTHONPATH", "")]
@@ -53,7 +55,7 @@ def start(rank: int, world: int, port: int, root: Path, output: Path) -> "subpro
         "PYTHONPATH": os.pathsep.join(paths),
     }
     return subprocess.Popen(
-        [sys.executable, "-W", "ignore", str(Path(__file__).with_name("ddp_script.py")), str(root), str(output)],
+        [sys.executable, "-W", "ignore", str(Path(__file__).with_name(script)), str(root), str(output)],
         env=environment,
         cwd=output,
         stdout=subprocess.PIPE,

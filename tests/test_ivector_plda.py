@@ -10,12 +10,12 @@ from torch.testing import assert_close
 
 from sec4sr_pl.backbones import IVector
 from sec4sr_pl.checkpoint import load_recognizer
-from sec4sr_pl.data.manifest import DataError, Utterance
+from sec4sr_pl.data.manifest import DataError, Utterance, segments
 from sec4sr_pl.features import MFCC, EnergyVAD
 from sec4sr_pl.recognizer import Recognizer
 from sec4sr_pl.scoring import PLDA
 from sec4sr_pl.training.background.__main__ import train
-from sec4sr_pl.training.background.corpus import Corpus, background, segments
+from sec4sr_pl.training.background.corpus import Corpus, background
 
 Speech = tuple[Tensor, Tensor]
 SMALL = {"seconds": 0.25, "components": 4, "embedding_size": 5, "lda_size": 3, "batch_size": 5}
@@ -71,7 +71,7 @@ def test_speakers_who_are_not_listed_are_not_heard(folder: Path) -> None:
     pieces = background(folder / "data", "train", folder / "listed.txt", seconds=0.25)
     assert {piece.speaker for piece in pieces} == {f"s{index}" for index in range(6)}
     (folder / "listed.txt").write_text("s1 nobody")
-    with pytest.raises(DataError, match=r"1 speakers of .*listed\.txt are not in train: nobody"):
+    with pytest.raises(DataError, match=r"1 speakers of .*listed\.txt have no utterance: nobody"):
         background(folder / "data", "train", folder / "listed.txt", seconds=0.25)
 
 

@@ -694,6 +694,10 @@ def tiny_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
             shutil.copytree(speaker, root / folder / speaker.name / "session")
     for folder in ("musan/noise", "musan/music", "musan/speech", "RIRS_NOISES/simulated_rirs"):
         shutil.copytree(root / "test" / "speaker0", root / folder)
+    (root / "background201.txt").write_text("speaker0\nspeaker1\nspeaker2\n")
+    first, *others = (f"test/speaker{speaker}/s{speaker}u2.wav" for speaker in range(3))
+    lines = [f"1 {first} train/speaker0/s0u0.wav", *(f"0 {first} {other}" for other in others)]
+    (root / "trials.txt").write_text("\n".join(lines))
     return root
 
 
@@ -752,7 +756,8 @@ def assemble(*args: str) -> SpeakerCLI:
 
 
 @pytest.mark.parametrize("config", of("train"))
-def test_every_training_config_trains(config: Path, tiny_data: Path) -> None:
+def test_every_training_config_trains(config: Path, tiny_data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SEC4SR_DATA", str(tiny_data))
     cli = train(["fit", f"--config={config}", *small(tiny_data, config), "--trainer.fast_dev_run=1"])
     assert cli.trainer.global_step == 1
     assert len(cli.model.recognizer.scorer.speakers) == 3

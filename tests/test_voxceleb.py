@@ -113,7 +113,7 @@ def test_a_repeated_trial_counts_twice_and_is_told(tmp_path: Path) -> None:
 
 
 def test_a_list_that_is_missing_or_names_missing_files_is_refused(voxceleb: Path, tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=r"no list of trials .*nowhere.txt"):
+    with pytest.raises(DataError, match=r"no trial list .*nowhere.txt"):
         VoxCeleb(voxceleb, trials=Path("nowhere.txt")).trials()
     with pytest.raises(DataError, match="Spk251 has no list of trials"):
         Spk251(voxceleb).trials()

@@ -137,7 +137,7 @@ class OverTheAirPGD(PGD):
     Source: Athalye et al., "Synthesizing robust adversarial examples", 2018; Qin et al., 2019 (see `Channel`).
     """
 
-    randomized = "`draws`, of rooms too"
+    knowledge, randomized = "gradient", "`draws`, of rooms too"
 
     def __init__(
         self,

@@ -1,15 +1,18 @@
-"""What watches a training: validation under attack, schedules, what trackers show, and a clean stop."""
+"""What watches a training: validation under attack and on trials, schedules, what trackers show, a clean stop."""
 
 from sec4sr_pl.callbacks.interruption import LastCheckpoint, StopOnSigterm
 from sec4sr_pl.callbacks.tracking import AudioTable, Throughput, WandbRun
-from sec4sr_pl.callbacks.validation import EpsilonSchedule, RobustValidation
+from sec4sr_pl.callbacks.validation import EpsilonSchedule, MarginSchedule, RobustValidation
+from sec4sr_pl.callbacks.verification import VerificationEER
 
 __all__ = [
     "AudioTable",
     "EpsilonSchedule",
     "LastCheckpoint",
+    "MarginSchedule",
     "RobustValidation",
     "StopOnSigterm",
     "Throughput",
+    "VerificationEER",
     "WandbRun",
 ]

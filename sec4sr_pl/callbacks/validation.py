@@ -89,8 +89,8 @@ class RobustValidation(Callback):
             pl_module.log(f"robust/{name}", value, prog_bar=shown, sync_dist=True)  # already equal on all ranks
 
 
-class EpsilonSchedule(Callback):
-    """Let the adversary's budget rise linearly from 0 to its full size.
+class _Rise(Callback):
+    """Something of the objective rises linearly from 0 to its full size; where it is follows from the step's number.
 
     Args:
         warmup: fraction of all training steps in which it rises.
@@ -101,9 +101,45 @@ class EpsilonSchedule(Callback):
             raise ValueError(f"Expected warmup in [0, 1], got {warmup}")
         self.warmup = warmup
 
+    def strength(self, trainer: Trainer) -> float:
+        """Of the step that begins."""
+        rising = self.warmup * trainer.estimated_stepping_batches
+        return min(1.0, (trainer.global_step + 1) / rising) if rising > 0 else 1.0
+
+
+class EpsilonSchedule(_Rise):
+    """Let the adversary's budget rise linearly from 0 to its full size.
+
+    Args:
+        warmup: fraction of all training steps in which it rises.
+    """
+
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         """Set the strength of this step from how far training is."""
-        rising = self.warmup * trainer.estimated_stepping_batches
         objective: Any = pl_module.objective
-        objective.strength = min(1.0, (trainer.global_step + 1) / rising) if rising > 0 else 1.0
+        objective.strength = self.strength(trainer)
         pl_module.log("train/strength", objective.strength)
+
+
+class MarginSchedule(_Rise):
+    """Let the margin of the loss rise linearly from 0 to its full size.
+
+    Args:
+        warmup: fraction of all training steps in which it rises.
+    """
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Called by the trainer.
+
+        Raises:
+            ValueError: an objective without a margin.
+        """
+        objective: Any = pl_module.objective
+        if objective.margin is None:
+            raise ValueError(f"Expected an objective with a margin, got {type(objective).__name__} without")
+
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+        """Set the margin of this step from how far training is."""
+        objective: Any = pl_module.objective
+        objective.margin.strength = self.strength(trainer)
+        pl_module.log("train/margin", objective.margin.strength * objective.margin.margin)

@@ -1,5 +1,6 @@
 """Data modules over folders of speakers."""
 
+from sec4sr_pl.data.background import Background
 from sec4sr_pl.data.base import SpeakerData
 from sec4sr_pl.data.librispeech_subsets import LibriSpeech
 from sec4sr_pl.data.manifest import Utterance
@@ -9,4 +10,14 @@ from sec4sr_pl.data.synthetic import SyntheticVoices
 from sec4sr_pl.data.trials import Trials
 from sec4sr_pl.data.voxceleb import VoxCeleb
 
-__all__ = ["LibriSpeech", "SpeakerData", "Spk10", "Spk251", "SyntheticVoices", "Trials", "Utterance", "VoxCeleb"]
+__all__ = [
+    "Background",
+    "LibriSpeech",
+    "SpeakerData",
+    "Spk10",
+    "Spk251",
+    "SyntheticVoices",
+    "Trials",
+    "Utterance",
+    "VoxCeleb",
+]

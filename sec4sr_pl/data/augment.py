@@ -5,11 +5,12 @@ from pathlib import Path
 
 import torch
 from torch import Tensor, nn
-from torchaudio.functional import fftconvolve
+from torchaudio.functional import fftconvolve, resample
 
 from sec4sr_pl import audio
+from sec4sr_pl.attacks import Channel
 from sec4sr_pl.data.manifest import DataError, find_root
-from sec4sr_pl.types import SAMPLE_RATE
+from sec4sr_pl.types import SAMPLE_RATE, full_lengths
 
 
 class RandomEqualizer(nn.Module):
@@ -43,6 +44,61 @@ class RandomEqualizer(nn.Module):
         filtered: Tensor = torch.fft.irfft(torch.fft.rfft(waveforms) * 10.0 ** (decibels / 20.0), time)
         filtered /= filtered.abs().amax(1, keepdim=True).clamp_min(1.0)
         return filtered
+
+
+class RandomSpeed(nn.Module):
+    """Faster or slower, with pitch: each row's speed is drawn from a few; where it falls short, it begins anew.
+
+    Args:
+        speeds: factors, in percent.
+
+    Raises:
+        ValueError: no speed, or one outside 50 to 200 %.
+
+    Source: Ko et al., "Audio augmentation for speech recognition", 2015.
+    """
+
+    def __init__(self, speeds: Sequence[int] = (95, 100, 105)) -> None:
+        super().__init__()
+        if not speeds or not all(50 <= speed <= 200 for speed in speeds):
+            raise ValueError(f"Expected speeds from 50 to 200 %, got {list(speeds)}")
+        self.speeds = tuple(speeds)
+
+    def forward(self, waveforms: Tensor) -> Tensor:
+        """(batch, time) -> (batch, time)."""
+        drawn = torch.randint(len(self.speeds), (len(waveforms),)).tolist()
+        return torch.stack([self.at(row, self.speeds[index]) for row, index in zip(waveforms, drawn, strict=True)])
+
+    def at(self, waveform: Tensor, speed: int) -> Tensor:
+        """(time,) at a speed in percent, cut or repeated to the same length."""
+        time = len(waveform)
+        changed: Tensor = resample(waveform, speed, 100)
+        return changed.repeat(-(-time // len(changed)))[:time]
+
+
+class RandomRoom(nn.Module):
+    """Heard in a simulated room: reverberation, band limits, gain and noise.
+
+    Args:
+        probability: of each row to be heard so.
+        channel: the rooms; None: `Channel()`.
+
+    Raises:
+        ValueError: a probability outside [0, 1].
+    """
+
+    def __init__(self, probability: float = 0.5, channel: Channel | None = None) -> None:
+        super().__init__()
+        if not 0.0 <= probability <= 1.0:
+            raise ValueError(f"Expected a probability in [0, 1], got {probability}")
+        self.probability, self.channel = probability, Channel() if channel is None else channel
+
+    def forward(self, waveforms: Tensor) -> Tensor:
+        """(batch, time) -> (batch, time), scaled down where it would clip."""
+        chosen = torch.rand(len(waveforms), 1, device=waveforms.device) < self.probability
+        heard = self.channel.draw(waveforms, full_lengths(waveforms), None)(waveforms)
+        heard = heard / heard.abs().amax(1, keepdim=True).clamp_min(1.0)
+        return torch.where(chosen, heard, waveforms)
 
 
 class OneOf(nn.Module):

@@ -222,6 +222,33 @@ def split_development(
     return train, development
 
 
+def listed(utterances: Sequence[Utterance], path: Path) -> list[Utterance]:
+    """The utterances of the speakers of a file with a speaker a line.
+
+    Raises:
+        DataError: no such file, or a listed speaker who is not there.
+    """
+    if not path.is_file():
+        raise DataError(f"There is no {path}: expected a file with a speaker a line")
+    names = set(path.read_text().split())
+    if missing := sorted(names - {utterance.speaker for utterance in utterances}):
+        raise DataError(f"{len(missing)} speakers of {path} have no utterance: {', '.join(missing[:5])}")
+    return [utterance for utterance in utterances if utterance.speaker in names]
+
+
+def segments(utterances: Sequence[Utterance], seconds: float) -> list[Utterance]:
+    """Utterances in equal pieces of at least so many seconds; shorter ones stay whole."""
+    pieces = []
+    for utterance in utterances:
+        count = max(1, int(utterance.frames / (seconds * SAMPLE_RATE)))
+        size = utterance.frames // count
+        pieces += [
+            utterance._replace(name=f"{utterance.name}#{index}", start=utterance.start + index * size, frames=size)
+            for index in range(count)
+        ]
+    return pieces
+
+
 def label(utterances: Sequence[Utterance], speakers: Sequence[str], closed: bool = True) -> list[int]:
     """The index of each utterance's speaker among `speakers`; an unknown one is REJECT (-1) in an open set.
 

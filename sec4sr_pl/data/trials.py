@@ -1,14 +1,16 @@
 """Verification trials: pairs of utterances, and whether one speaker said both."""
 
 import warnings
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
+from sec4sr_pl import audio
 from sec4sr_pl.data.manifest import DataError, Utterance, utterance_name
+from sec4sr_pl.types import SAMPLE_RATE
 
 
 class Trials(NamedTuple):
@@ -19,6 +21,20 @@ class Trials(NamedTuple):
     """(trials, 2) int64, which utterances: the one that is enrolled, and the one that claims to be the same speaker."""
     target: Tensor
     """(trials,) bool, whether the speaker is the same."""
+
+    def check(self, source: object) -> "Trials":
+        """These trials.
+
+        Raises:
+            DataError: trials of one kind only.
+        """
+        targets = int(self.target.sum())
+        if targets in (0, len(self.target)):
+            raise DataError(
+                f"Expected trials of the same and of different speakers, but {source} has {targets} of the same among "
+                f"{len(self.target)}"
+            )
+        return self
 
 
 def read_list(path: Path) -> list[tuple[bool, str, str]]:
@@ -33,7 +49,7 @@ def read_list(path: Path) -> list[tuple[bool, str, str]]:
         DataError: no such file, no trial in it, a line in another form, or a pair with both labels.
     """
     if not path.is_file():
-        raise DataError(f"There is no list of trials {path}: expected lines 'label path path'")
+        raise DataError(f"There is no trial list {path}: expected lines 'label path path'")
     labels: dict[tuple[str, str], str] = {}
     trials = []
     for number, line in enumerate(path.read_text().splitlines(), 1):
@@ -70,9 +86,57 @@ def find_trials(path: Path, utterances: Iterable[Utterance], nested: bool = Fals
     names = [utterance_name(PurePosixPath(file), nested) for file in files]
     if missing := [file for file, name in zip(files, names, strict=True) if name not in known]:
         raise DataError(f"{len(missing)} of the {len(files)} files of {path} are not there, first {missing[0]}")
-    position = {file: index for index, file in enumerate(files)}
+    return _pair_up(trials, {file: known[name] for file, name in zip(files, names, strict=True)})
+
+
+def read_trials(path: Path, root: Path, resample: bool = False) -> Trials:
+    """The trials of a list among files that need be no data set.
+
+    Args:
+        path: as in `read_list`.
+        root: where the list's paths begin.
+        resample: accept other sample rates than 16 kHz.
+
+    Raises:
+        DataError: as `read_list`, trials of one kind only, or a file of another sample rate.
+        AudioError: a file that is not there or not audio.
+    """
+    trials = read_list(path)
+    return _pair_up(
+        trials, {file: _utterance(file, root / file, resample) for _, *pair in trials for file in pair}
+    ).check(path)
+
+
+def _pair_up(trials: Sequence[tuple[bool, str, str]], files: Mapping[str, Utterance]) -> Trials:
+    utterances = by_length({utterance.name: utterance for utterance in files.values()}.values())
+    place = {utterance.name: index for index, utterance in enumerate(utterances)}
     return Trials(
-        [known[name] for name in names],
-        torch.tensor([[position[enroll], position[test]] for _, enroll, test in trials]),
+        utterances,
+        torch.tensor([[place[files[enroll].name], place[files[test].name]] for _, enroll, test in trials]),
         torch.tensor([label for label, _, _ in trials]),
     )
+
+
+def _utterance(name: str, path: Path, resample: bool) -> Utterance:
+    header = audio.info(path)
+    if header.rate != SAMPLE_RATE and not resample:
+        raise DataError(f"{path} has {header.rate} samples a second, expected {SAMPLE_RATE}: convert it")
+    return Utterance(name, path.parent.name, path, 0, audio.samples_at_16_khz(header.frames, header.rate), header.rate)
+
+
+def all_pairs(utterances: Sequence[Utterance]) -> Trials:
+    """Every utterance against every other, once.
+
+    Raises:
+        DataError: pairs of one kind only.
+    """
+    ordered = by_length(utterances)
+    pairs = torch.combinations(torch.arange(len(ordered)))
+    names = sorted({utterance.speaker for utterance in ordered})
+    one, other = torch.tensor([names.index(utterance.speaker) for utterance in ordered])[pairs].unbind(1)
+    return Trials(ordered, pairs, one == other).check("the set of all pairs")
+
+
+def by_length(utterances: Iterable[Utterance]) -> list[Utterance]:
+    """In an order in which a batch has little padding, the same everywhere."""
+    return sorted(utterances, key=lambda utterance: (utterance.frames, utterance.name))

@@ -17,6 +17,7 @@ from sec4sr_pl.checkpoint import CheckpointError, describe, load_recognizer
 from sec4sr_pl.draws import key
 from sec4sr_pl.metrics import Fraction
 from sec4sr_pl.recognizer import Recognizer
+from sec4sr_pl.scoring import CosineClosedSet
 from sec4sr_pl.training.objectives import Standard, TrainingObjective
 from sec4sr_pl.types import Batch
 
@@ -48,6 +49,9 @@ class SpeakerModule(LightningModule):
         scheduler: (optimizer, total steps) -> schedule; None: a constant learning rate.
         weights: checkpoint whose weights training starts from (fine-tuning).
         seed: of all draws of a training step.
+
+    Raises:
+        ValueError: a margin on scores that are no cosines.
     """
 
     def __init__(
@@ -62,6 +66,11 @@ class SpeakerModule(LightningModule):
         super().__init__()
         self.recognizer = recognizer
         self.objective = Standard() if objective is None else objective
+        if self.objective.margin is not None and not isinstance(recognizer.scorer, CosineClosedSet):
+            raise ValueError(
+                f"Expected the scorer CosineClosedSet for a margin, got {type(recognizer.scorer).__name__}: "
+                "a margin is taken from cosines"
+            )
         self.optimizer, self.scheduler = optimizer, scheduler
         self.weights, self.seed = weights, seed
         self.benign_accuracy = Fraction()

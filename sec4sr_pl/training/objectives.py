@@ -11,6 +11,7 @@ from torch.nn import functional
 
 from sec4sr_pl.attacks import PGD
 from sec4sr_pl.draws import key, uniform
+from sec4sr_pl.losses import Margin
 from sec4sr_pl.recognizer import Recognizer
 from sec4sr_pl.types import Batch
 
@@ -34,10 +35,29 @@ class TrainingObjective(ABC):
     """A loss of a recognizer on a batch of crops.
 
     Training crops have one length, so the recognizer is given no lengths and spends no time on masks.
+
+    Args:
+        label_smoothing: share of the target that is spread over all speakers.
+        margin: taken from the true speakers' cosines in the loss alone: adversaries attack the decision, without it.
+
+    Raises:
+        ValueError: label_smoothing outside [0, 1).
     """
 
     strength: float = 1.0
     """Fraction of the adversary's budget; a schedule may move it."""
+    margin: Margin | None = None
+
+    def __init__(self, label_smoothing: float = 0.0, margin: Margin | None = None) -> None:
+        if not 0.0 <= label_smoothing < 1.0:
+            raise ValueError(f"Expected label_smoothing in [0, 1), got {label_smoothing}")
+        self.label_smoothing, self.margin = label_smoothing, margin
+
+    def loss(self, recognizer: Recognizer, scores: Tensor, speakers: Tensor) -> Tensor:
+        """() the mean cross-entropy of (rows, speakers) scores."""
+        if self.margin is not None:
+            scores = self.margin(scores, speakers, recognizer.scorer.scale)  # type: ignore[arg-type]
+        return functional.cross_entropy(scores, speakers, label_smoothing=self.label_smoothing)
 
     @abstractmethod
     def __call__(self, recognizer: Recognizer, batch: Batch, keys: Sequence[int]) -> Step:
@@ -49,13 +69,15 @@ class Standard(TrainingObjective):
 
     Args:
         noise: largest amplitude of the noise, as a fraction of full scale; 0: no copy.
-        label_smoothing: share of the target that is spread over all speakers.
+        label_smoothing: as in `TrainingObjective`.
+        margin: likewise.
     """
 
-    def __init__(self, noise: float = 0.002, label_smoothing: float = 0.0) -> None:
-        if noise < 0 or not 0.0 <= label_smoothing < 1.0:
-            raise ValueError(f"Expected noise >= 0 and label_smoothing in [0, 1), got {noise}, {label_smoothing}")
-        self.noise, self.label_smoothing = noise, label_smoothing
+    def __init__(self, noise: float = 0.002, label_smoothing: float = 0.0, margin: Margin | None = None) -> None:
+        super().__init__(label_smoothing, margin)
+        if noise < 0:
+            raise ValueError(f"Expected noise >= 0, got {noise}")
+        self.noise = noise
 
     def __call__(self, recognizer: Recognizer, batch: Batch, keys: Sequence[int]) -> Step:
         """The loss of the batch and its noisy copy."""
@@ -66,7 +88,7 @@ class Standard(TrainingObjective):
             waveforms = torch.cat([waveforms, (waveforms + amplitude * noise).clamp(-1.0, 1.0)])
             speakers = speakers.repeat(2)
         scores = recognizer(waveforms)
-        loss = functional.cross_entropy(scores, speakers, label_smoothing=self.label_smoothing)
+        loss = self.loss(recognizer, scores, speakers)
         return Step(loss, scores.detach(), speakers, torch.zeros_like(speakers, dtype=torch.bool))
 
 
@@ -79,18 +101,20 @@ class AdversarialTraining(TrainingObjective):
     Args:
         attack: the adversary.
         fraction: chance of each row to be attacked.
-        label_smoothing: share of the target that is spread over all speakers.
+        label_smoothing: as in `TrainingObjective`.
+        margin: likewise.
 
     Source: Madry et al., "Towards deep learning models resistant to adversarial attacks", 2018; half of each batch in
     Jati et al., 2021.
     """
 
-    def __init__(self, attack: PGD, fraction: float = 0.5, label_smoothing: float = 0.0) -> None:
-        if not 0.0 < fraction <= 1.0 or not 0.0 <= label_smoothing < 1.0:
-            raise ValueError(
-                f"Expected fraction in (0, 1] and label_smoothing in [0, 1), got {fraction}, {label_smoothing}"
-            )
-        self.attack, self.fraction, self.label_smoothing = attack, fraction, label_smoothing
+    def __init__(
+        self, attack: PGD, fraction: float = 0.5, label_smoothing: float = 0.0, margin: Margin | None = None
+    ) -> None:
+        super().__init__(label_smoothing, margin)
+        if not 0.0 < fraction <= 1.0:
+            raise ValueError(f"Expected fraction in (0, 1], got {fraction}")
+        self.attack, self.fraction = attack, fraction
 
     def __call__(self, recognizer: Recognizer, batch: Batch, keys: Sequence[int]) -> Step:
         """The loss of the batch after the adversary had its part of it."""
@@ -105,7 +129,7 @@ class AdversarialTraining(TrainingObjective):
         adversarial = torch.zeros(len(keys), dtype=torch.bool)
         adversarial[chosen] = True
         scores = self.scores(recognizer, waveforms, batch.speakers, key(*keys, "scores"))
-        loss = functional.cross_entropy(scores, batch.speakers, label_smoothing=self.label_smoothing)
+        loss = self.loss(recognizer, scores, batch.speakers)
         return Step(loss, scores.detach(), batch.speakers, adversarial.to(waveforms.device), result.queries.sum())
 
     def scores(self, recognizer: Recognizer, waveforms: Tensor, speakers: Tensor, seed: int) -> Tensor:
@@ -121,14 +145,22 @@ class AWP(AdversarialTraining):
     Args:
         attack: the adversary of the waveform.
         fraction: chance of each row to be attacked.
-        label_smoothing: share of the target that is spread over all speakers.
+        label_smoothing: as in `TrainingObjective`.
         radius: how far each weight tensor moves up the loss, as a fraction of its norm.
+        margin: as in `TrainingObjective`.
 
     Source: Wu, Xia, Wang, "Adversarial weight perturbation helps robust generalization", 2020.
     """
 
-    def __init__(self, attack: PGD, fraction: float = 0.5, label_smoothing: float = 0.0, radius: float = 0.005) -> None:
-        super().__init__(attack, fraction, label_smoothing)
+    def __init__(
+        self,
+        attack: PGD,
+        fraction: float = 0.5,
+        label_smoothing: float = 0.0,
+        radius: float = 0.005,
+        margin: Margin | None = None,
+    ) -> None:
+        super().__init__(attack, fraction, label_smoothing, margin)
         if radius < 0:
             raise ValueError(f"Expected radius >= 0, got {radius}")
         self.radius = radius
@@ -145,8 +177,7 @@ class AWP(AdversarialTraining):
         own = {name: weight for name, weight in recognizer.named_parameters() if weight.requires_grad}
         statistics = {name: buffer.clone() for name, buffer in recognizer.named_buffers()}  # to be updated in vain
         scores = functional_call(recognizer, {**own, **statistics}, waveforms)
-        loss = functional.cross_entropy(scores, speakers, label_smoothing=self.label_smoothing)
-        ascent = torch.autograd.grad(loss, list(own.values()))
+        ascent = torch.autograd.grad(self.loss(recognizer, scores, speakers), list(own.values()))
         return {
             name: weight + self.radius * weight.detach().norm() * direction / direction.norm().clamp_min(1e-12)
             for (name, weight), direction in zip(own.items(), ascent, strict=True)

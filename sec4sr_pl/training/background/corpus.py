@@ -8,43 +8,24 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from sec4sr_pl.data.base import Utterances, collate
-from sec4sr_pl.data.manifest import DataError, Utterance, find_root, scan
+from sec4sr_pl.data.manifest import Utterance, find_root, listed, scan, segments
 from sec4sr_pl.features import FrontEnd
-from sec4sr_pl.types import SAMPLE_RATE
 
 
-def segments(utterances: Sequence[Utterance], seconds: float) -> list[Utterance]:
-    """Utterances in equal pieces of at least so many seconds; shorter ones stay whole."""
-    pieces = []
-    for utterance in utterances:
-        count = max(1, int(utterance.frames / (seconds * SAMPLE_RATE)))
-        size = utterance.frames // count
-        pieces += [
-            utterance._replace(name=f"{utterance.name}#{index}", start=utterance.start + index * size, frames=size)
-            for index in range(count)
-        ]
-    return pieces
-
-
-def background(root: Path | None, split: str, listed: Path | None, seconds: float) -> list[Utterance]:
+def background(root: Path | None, split: str, speakers: Path | None, seconds: float) -> list[Utterance]:
     """The segments of the speakers of a list, in manifest order.
 
     Args:
         root: holds the splits; None: the variable SEC4SR_DATA, else `data`.
         split: folder name.
-        listed: file with a speaker a line; None: all speakers of the split.
+        speakers: file with a speaker a line; None: all speakers of the split.
         seconds: as in `segments`.
 
     Raises:
-        DataError: as `scan`; also a listed speaker who is not there.
+        DataError: as `scan` and `listed`.
     """
     utterances = scan(find_root(root), split)
-    if listed is not None:
-        names = set(listed.read_text().split())
-        if missing := sorted(names - {utterance.speaker for utterance in utterances}):
-            raise DataError(f"{len(missing)} speakers of {listed} are not in {split}: {', '.join(missing[:5])}")
-        utterances = [utterance for utterance in utterances if utterance.speaker in names]
-    return segments(utterances, seconds)
+    return segments(utterances if speakers is None else listed(utterances, speakers), seconds)
 
 
 class Corpus:
