@@ -148,6 +148,7 @@ def test_every_config_gives_batches_and_trials(
     config: Path, voxceleb: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("SEC4SR_DATA", str(tmp_path))
+    monkeypatch.setattr("sys.argv", ["train.py"])
     speech, sounds = voxceleb / "vox2_dev", next((voxceleb / "vox1_test" / "wav").iterdir())
     links = {"vox2_dev": speech, "vox1_dev": speech, "vox1_test": voxceleb / "vox1_test", "musan/noise": sounds}
     links |= {"musan/music": sounds, "musan/speech": sounds, "RIRS_NOISES/simulated_rirs": sounds}
