@@ -23,7 +23,7 @@ from sec4sr_pl.types import SAMPLE_RATE
 
 UTTERANCES, TIME = 50, 3 * SAMPLE_RATE
 EPSILON, STEP = 0.002, 0.0004
-CW2_STEPS, SEARCHES = 200, 5
+CW2_STEPS, SEARCHES, RATE = 200, 5, 0.0005
 Attacker = Callable[[Tensor, Tensor], Tensor]
 
 
@@ -49,7 +49,7 @@ def by_foolbox(recognizer: Recognizer, steps: int | None) -> Attacker:
     if steps is not None:
         attack = foolbox.attacks.LinfPGD(abs_stepsize=STEP, steps=steps, random_start=False)
         return lambda x, y: attack.run(model, x, y, epsilon=EPSILON)
-    closest = foolbox.attacks.L2CarliniWagnerAttack(SEARCHES, CW2_STEPS, stepsize=0.01, confidence=0.0)
+    closest = foolbox.attacks.L2CarliniWagnerAttack(SEARCHES, CW2_STEPS, stepsize=RATE, confidence=0.0)
     return lambda x, y: closest.run(model, x, y)
 
 
@@ -69,6 +69,7 @@ def by_art(recognizer: Recognizer, steps: int | None) -> Attacker:
     else:
         attack = CarliniL2Method(
             model,
+            learning_rate=RATE,
             max_iter=CW2_STEPS // 5,  # each of its steps asks five times or more, to find its own length
             binary_search_steps=SEARCHES,
             initial_const=1e-3,
@@ -97,10 +98,12 @@ def attackers(model: Recognizer) -> dict[str, Callable[[], Attacker]]:
         table[f"PGD-{steps}, ART"] = lambda n=steps: by_art(model, n)  # type: ignore[misc]
         table[f"PGD-{steps}, torchattacks"] = lambda p=pgd: by_torchattacks(model, "PGD", **p)  # type: ignore[misc]
     return table | {
-        "CW2 200 x 5, ours": lambda: ours(CW2(0.0, CW2_STEPS, SEARCHES), model),
+        "CW2 200 x 5, ours": lambda: ours(CW2(0.0, CW2_STEPS, SEARCHES, RATE), model),
         "CW2 200 x 5, foolbox": lambda: by_foolbox(model, None),
         "CW2 40 x 5, line search, ART": lambda: by_art(model, None),
-        "CW2 1000, c = 1, torchattacks": lambda: by_torchattacks(model, "CW", c=1.0, steps=CW2_STEPS * SEARCHES),
+        "CW2 1000, c = 1, torchattacks": lambda: by_torchattacks(
+            model, "CW", c=1.0, steps=CW2_STEPS * SEARCHES, lr=RATE
+        ),
         "PGD-100 of 10 starts, ours": lambda: ours(PGD(EPSILON, STEP, 100, restarts=10), model),
         "AutoAttack, ours": lambda: ours(AutoAttack(EPSILON), model),
         "AutoAttack, torchattacks": lambda: by_torchattacks(model, "AutoAttack", **half),
