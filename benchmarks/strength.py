@@ -89,6 +89,7 @@ def by_torchattacks(recognizer: Recognizer, name: str, **settings: float) -> Att
 
 def attackers(model: Recognizer) -> dict[str, Callable[[], Attacker]]:
     """Everything that is compared."""
+    fixed = {"c": 1.0, "steps": CW2_STEPS * SEARCHES, "lr": RATE}
     half = {"eps": EPSILON / 2, "n_classes": len(model.scorer.speakers)}
     table: dict[str, Callable[[], Attacker]] = {}
     for steps in (10, 100):
@@ -101,9 +102,7 @@ def attackers(model: Recognizer) -> dict[str, Callable[[], Attacker]]:
         "CW2 200 x 5, ours": lambda: ours(CW2(0.0, CW2_STEPS, SEARCHES, RATE), model),
         "CW2 200 x 5, foolbox": lambda: by_foolbox(model, None),
         "CW2 40 x 5, line search, ART": lambda: by_art(model, None),
-        "CW2 1000, c = 1, torchattacks": lambda: by_torchattacks(
-            model, "CW", c=1.0, steps=CW2_STEPS * SEARCHES, lr=RATE
-        ),
+        "CW2 1000, c = 1, torchattacks": lambda: by_torchattacks(model, "CW", **fixed),
         "PGD-100 of 10 starts, ours": lambda: ours(PGD(EPSILON, STEP, 100, restarts=10), model),
         "AutoAttack, ours": lambda: ours(AutoAttack(EPSILON), model),
         "AutoAttack, torchattacks": lambda: by_torchattacks(model, "AutoAttack", **half),

@@ -14,7 +14,16 @@ from test_strong_attacks import seeded
 from torch import Tensor, nn
 from torch.nn import functional
 
-from sec4sr_pl.attacks import MIFGSM, PGD, InputDiversity, Objective, UniversalPerturbation
+from sec4sr_pl.attacks import (
+    MIFGSM,
+    PGD,
+    AssumedThreshold,
+    AutoAttack,
+    InputDiversity,
+    Objective,
+    Replicate,
+    UniversalPerturbation,
+)
 from sec4sr_pl.attacks.momentum import unit_mean
 from sec4sr_pl.audio import write_adversarial
 from sec4sr_pl.checkpoint import save_recognizer
@@ -280,3 +289,21 @@ def test_a_campaign_runs_attacks_from_files_and_knows_their_content(
         else:
             save_recognizer(make_recognizer(list(ENROLLED), seed=2), path)
         assert Campaign(victim, data, attacks, tmp_path / "campaign").identity["attacks"][attack.name] != before
+
+
+def test_wrappers_tell_what_they_hold_from_what_it_was(tmp_path: Path) -> None:
+    path = tmp_path / "learned.wav"
+    told = []
+    for size in (1, 2):
+        write_adversarial(path, torch.full((160,), size / 32_768), torch.zeros(160), 0.002)
+        inner = UniversalPerturbation(path)
+        wrappers = [AutoAttack(members=[inner]), AssumedThreshold(inner, 0.5), Replicate(inner)]
+        told.append([wrapper.identity for wrapper in wrappers])
+    assert all(before != after for before, after in zip(*told, strict=True))
+
+
+def test_a_wrapped_attack_presents_its_result_as_alone() -> None:
+    waveforms, lengths = torch.rand(2, 400), torch.tensor([400, 320])
+    alone = Replicate(PGD()).present(waveforms, lengths)
+    wrapped = AssumedThreshold(Replicate(PGD()), 0.5).present(waveforms, lengths)
+    assert all(map(torch.equal, alone, wrapped)) and alone[0].shape[1] > 400

@@ -60,3 +60,15 @@ def test_what_stops_early_succeeds_as_a_file_too(attack: Attack, queries: int) -
     assert stopped.float().mean() > 0.3
     written = as_written(result.waveforms, waveforms, EPSILON)
     assert rise(written).argmax(1)[stopped].eq(1).all()
+
+
+@pytest.mark.parametrize("draws", [1, 3])
+def test_looking_at_the_files_of_successes_stays_within_the_cap(draws: int) -> None:
+    def between(waveforms: Tensor, _: Tensor | None) -> Tensor:  # a success off the 16-bit grid alone
+        off = ((waveforms.double() / STEP) % 1.0 != 0.0).any(1).double()
+        return torch.stack([1.0 - off, off], 1)
+
+    attack = FAKEBOB(EPSILON, steps=100, samples=10, draws=draws, queries=200)
+    labels = torch.zeros(ROWS, dtype=torch.int64)
+    result = attack(between, utterances(), labels, generator=torch.Generator().manual_seed(0), measure=False)
+    assert 150 < int(result.queries.max()) <= 200

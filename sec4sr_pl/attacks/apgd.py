@@ -33,7 +33,7 @@ class APGD(Attack):
     """Auto-PGD in the L-infinity ball, from a step of twice the radius, halved where progress stalls.
 
     Returns each utterance's iterate of the lowest margin. An utterance leaves as soon as its goal is achieved, with the
-    objective's confidence and in every draw. Host synchronizations: three a step.
+    objective's confidence and in every draw. Host synchronizations: a few a step.
 
     Args:
         epsilon: radius of the ball, as a fraction of full scale.

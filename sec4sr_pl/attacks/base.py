@@ -30,7 +30,7 @@ class AttackResult(NamedTuple):
     achieved: Tensor
     """(batch,) bool, re-measured with one fresh draw; all False when not measured."""
     queries: Tensor
-    """(batch,) int64 forward rows spent on each utterance."""
+    """(batch,) int64 forward rows spent on each utterance; not the one row that tells how many speakers there are."""
 
 
 CACHED_SAMPLES = 2**20
@@ -130,7 +130,9 @@ class Attack(ABC):
     @property
     def identity(self) -> str:
         """What tells its results from another's: its parameters, and in some subclasses the content of files."""
-        return repr(self)
+        given = self.settings().values()
+        values = [value for each in given for value in (each if isinstance(each, list | tuple) else [each])]
+        return " ".join([repr(self), *(value.identity for value in values if isinstance(value, Attack))])
 
     @property
     def gradient_draws(self) -> int:

@@ -28,7 +28,7 @@ class CW2(Attack):
     searches for c by bisection. Keeps the smallest change of all steps that achieves the goal, with its confidence and
     in every draw; where there is none, the utterance comes back as it was. Each utterance has its own c, descent and
     end: one whose descent stalls (compared every tenth of `steps`) waits for the next c, one that needs no change
-    leaves at once. Host synchronizations: two a step.
+    leaves at once. Host synchronizations: a few a step.
 
     Args:
         confidence: margin by which the goal must be exceeded; it takes the place of the objective's.

@@ -23,7 +23,7 @@ class FAKEBOB(Attack):
     A row's step size halves, down to a floor, where the last of its five latest losses is above the first. It returns
     its waveform of the lowest margin, and leaves when its goal is achieved, with the objective's confidence and in
     every draw, or when its loss has not fallen for 100 steps. The threshold is the objective's, known or estimated.
-    Directions are drawn where the generators live, by default on the CPU. Host synchronizations: four a step.
+    Directions are drawn where the generators live, by default on the CPU. Host synchronizations: a few a step.
 
     Args:
         epsilon: radius of the ball, as a fraction of full scale.
@@ -64,8 +64,8 @@ class FAKEBOB(Attack):
         if steps < 1 or draws < 1:
             raise ValueError(f"Expected steps >= 1 and draws >= 1, got {steps} and {draws}")
         self.estimate = NES(samples, sigma)
-        if queries is not None and queries < (samples + 2) * draws:
-            raise ValueError(f"Expected at least {(samples + 2) * draws} queries, those of one step, got {queries}")
+        if queries is not None and queries < (samples + 4) * draws:
+            raise ValueError(f"Expected at least {(samples + 4) * draws} queries, those of one step, got {queries}")
         self.epsilon, self.steps, self.step_size, self.smallest_step = epsilon, steps, step_size, smallest_step
         self.momentum, self.samples, self.sigma = momentum, samples, sigma
         self.draws, self.queries = draws, queries
@@ -113,10 +113,10 @@ class FAKEBOB(Attack):
 
     @property
     def affordable(self) -> int:
-        """Steps within the cap of queries, and one evaluation."""
+        """Steps within the cap of queries, and one evaluation; each may have to look at a success's file too."""
         if self.queries is None:
             return self.steps
-        return min(self.steps, (self.queries - self.draws) // ((self.samples + 1) * self.draws))
+        return min(self.steps, (self.queries - 2 * self.draws) // ((self.samples + 2) * self.draws))
 
     def start(
         self, score: CountedScore, waveforms: Tensor, labels: Tensor, lengths: Tensor, generator: Generators

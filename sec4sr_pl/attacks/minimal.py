@@ -20,7 +20,7 @@ class FMN(Attack):
     while it is not; until it was achieved for the first time, the radius is where the linearized margin is zero. Step
     and rate fall along a cosine. Keeps the smallest change that achieves the goal, with its confidence and in every
     draw; where there is none, the utterance comes back as it was, and one that needs no change leaves at once.
-    Host synchronizations: two a step.
+    Host synchronizations: a few a step.
 
     Args:
         norm: "l2" or "linf".

@@ -28,7 +28,7 @@ class SirenAttack(Attack):
     utterance itself at first. An utterance stops by itself: an epoch whose lowest margin stalls for 10 steps ends, an
     utterance that stalls for 10 epochs, or whose goal is achieved, with the objective's confidence and in every draw,
     leaves. It returns the waveform of the lowest margin. Memory: five copies of the batch a particle. Numbers are
-    drawn where the generators live, by default on the CPU. Host synchronizations: three a step.
+    drawn where the generators live, by default on the CPU. Host synchronizations: a few a step.
 
     Args:
         epsilon: radius of the ball, as a fraction of full scale.
@@ -114,7 +114,8 @@ class SirenAttack(Attack):
             closer = loss < rows.own_loss
             rows.own = torch.where(closer.unsqueeze(2), rows.x, rows.own)
             rows.own_loss = torch.where(closer, loss, rows.own_loss)
-            leader = loss.masked_fill(achieved, -torch.inf).argmin(1, keepdim=True)
+            hopeful = achieved | ~achieved.any(1, keepdim=True)
+            leader = loss.masked_fill(~hopeful, torch.inf).argmin(1, keepdim=True)
             leading = rows.x.take_along_dim(leader.unsqueeze(2), 1).squeeze(1)
             won = lasting(achieved.gather(1, leader).squeeze(1), leading, rows, self.epsilon, objective, self.draws)
             least = loss.gather(1, leader).squeeze(1).masked_fill(won, -torch.inf)

@@ -24,7 +24,7 @@ class Square(Attack):
     the ball that the paper's squares of one sign reach in images, with the pitch that spectrograms hear. Segments begin
     with a part of the utterance and halve on the paper's schedule. An utterance leaves as soon as its goal is achieved,
     with the objective's confidence and in every draw. Random numbers come from each row's own generator before the
-    search starts. Host synchronizations: three a query.
+    search starts. Host synchronizations: a few a query.
 
     Args:
         epsilon: radius of the ball, as a fraction of full scale.

@@ -57,8 +57,8 @@ def estimate_threshold(
 
     Source: Chen et al., "Who is real Bob? Adversarial attacks on speaker recognition systems", 2021, algorithm 2.
     """
-    if not (rise >= 0.0 and smallest_rise > 0.0):
-        raise ValueError(f"Expected rise >= 0 and smallest_rise > 0, got {rise} and {smallest_rise}")
+    if not (rise > 0.0 and smallest_rise > 0.0):
+        raise ValueError(f"Expected rise > 0 and smallest_rise > 0, got {rise} and {smallest_rise}")
     attack = FAKEBOB(epsilon=2.0) if attack is None else attack
     objective = Objective(threshold=0.0)  # of a rejected label: the lower its loss, the higher the best score
     with torch.inference_mode(False), torch.no_grad(), borrowed(score) as fast:
@@ -97,6 +97,9 @@ class AssumedThreshold(Attack):
         attack: e.g. FAKEBOB.
         threshold: what it takes for the system's, e.g. that of `estimate_threshold`.
 
+    Where the goal is to be rejected, assume less than the estimate, which errs upward: the attack stops at what it
+    takes for success.
+
     Raises:
         ValueError: a threshold that is not finite, or, when it is called, a closed set.
     """
@@ -134,3 +137,7 @@ class AssumedThreshold(Attack):
             raise ValueError("Expected a system that can reject, got a closed set: it has no threshold to assume")
         assumed = dataclasses.replace(objective, threshold=self.threshold)
         return self.attack.perturb(score, waveforms, labels, lengths, assumed, generator)
+
+    def present(self, waveforms: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
+        """As the attack does."""
+        return self.attack.present(waveforms, lengths)

@@ -46,7 +46,7 @@ class UniversalPerturbation(Attack):
     @property
     def identity(self) -> str:
         """The parameters and the sound."""
-        return f"{self!r} {hashlib.sha256(self.read().numpy().tobytes()).hexdigest()}"
+        return f"{super().identity} {hashlib.sha256(self.read().numpy().tobytes()).hexdigest()}"
 
     def read(self) -> Tensor:
         """The perturbation, (samples,)."""

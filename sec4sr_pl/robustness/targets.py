@@ -24,7 +24,8 @@ def choose_targets(
         decisions: (batch,) on these scores.
         labels: (batch,) true speakers, or `REJECT`.
         names: utterance ids; a random target depends on its utterance's name and the seed alone.
-        goal: `random`; `hardest`, the enrolled candidate of the lowest score; `simplest`, of the highest.
+        goal: `random`; `hardest`, the enrolled candidate of the lowest score; `simplest`, of the highest. Where no
+            candidate is enrolled, as for a claim to be one speaker, these are as random.
         threshold: of the recognizer; -inf is a closed set, where `REJECT` is no decision.
         seed: of random targets.
 
@@ -36,9 +37,9 @@ def choose_targets(
     for row, decision, own, name in zip(scores.tolist(), decisions.tolist(), labels.tolist(), names, strict=True):
         candidates = [c for c in everyone if c not in (own, decision)] or [c for c in everyone if c != decision]
         enrolled = [c for c in candidates if c != REJECT]
-        if not candidates or (goal != "random" and not enrolled):
+        if not candidates:
             raise ValueError(f"There is no {goal} target for '{name}': the recognizer knows {scores.shape[1]} speakers")
-        if goal == "random":
+        if goal == "random" or not enrolled:
             targets.append(candidates[key(seed, name, "target") % len(candidates)])
         else:
             pick = min if goal == "hardest" else max
