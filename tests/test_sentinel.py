@@ -13,14 +13,36 @@ from test_campaign import fit, load, write_voices
 from torch import Tensor
 from torch.nn import functional
 
-from sec4sr_pl.attacks import FGSM, FMN, NES, PGD, Adaptive, Attack, AutoAttack, Square, UniformNoise
+from sec4sr_pl import audio
+from sec4sr_pl.attacks import (
+    CW2,
+    FAKEBOB,
+    FGSM,
+    FMN,
+    L2PGD,
+    NES,
+    PGD,
+    SNRPGD,
+    Adaptive,
+    AssumedThreshold,
+    Attack,
+    AutoAttack,
+    Channel,
+    InputDiversity,
+    OverTheAirPGD,
+    Replicate,
+    Square,
+    UniformNoise,
+    UniversalPerturbation,
+)
 from sec4sr_pl.data.base import Utterances, collate
 from sec4sr_pl.defenses import AverageSmoothing, Defense, GaussianNoise, Quantization
 from sec4sr_pl.recognizer import Recognizer
 from sec4sr_pl.robustness import Campaign, summarize
 from sec4sr_pl.robustness.campaign import BENIGN
-from sec4sr_pl.robustness.probe import shortened, white_box
+from sec4sr_pl.robustness.probe import ball, limited, queries_victim, shortened, white_box
 from sec4sr_pl.robustness.sentinel import CHECKS, Report, beats
+from sec4sr_pl.robustness.transfer import Transfer
 from sec4sr_pl.scoring import ClosedSet
 
 DOCS = Path(__file__).parent.parent / "docs" / "sentinel.md"
@@ -122,7 +144,8 @@ WEAK = PGD(0.0002, 0.00005, 10)
 
 def test_a_healthy_campaign_raises_no_flag_and_leaves_nothing_unchecked(examine: Examine) -> None:
     sweep = [PGD(0.0002, 0.00005, 20), PGD(0.0008, 0.0002, 10)]
-    found = examine([WEAK, *sweep, Square(0.0002, steps=30), FMN(steps=40, confidence=0.5)])
+    energies = [L2PGD(0.01), SNRPGD(40.0)]  # neither a ball of full scale nor the noise in one
+    found = examine([WEAK, *sweep, *energies, Square(0.0002, steps=30), FMN(steps=40, confidence=0.5)])
     assert found == Report([], [])
     assert found.lines() == ["Sentinel: no flags (docs/sentinel.md)."]
 
@@ -139,6 +162,14 @@ def test_no_eot(examine: Examine) -> None:
     (flag,) = [flag for flag in found.flags if flag.id == "no-eot"]
     assert "FGSM may" in flag.text and "PGD" not in flag.text
     assert "no-eot" not in ids(examine([PGD(steps=2, draws=2)], [GaussianNoise(40.0)]))
+
+
+def test_no_eot_is_asked_of_no_attack_that_does_not_query(examine: Examine, tmp_path: Path) -> None:
+    sound = tmp_path / "sound.wav"
+    audio.write_adversarial(sound, torch.full((160,), 0.001), torch.zeros(160), 0.002)
+    assert "no-eot" not in ids(examine([UniversalPerturbation(sound)], [GaussianNoise(40.0)]))
+    assert not queries_victim(Transfer(PGD(), [sound])) and not queries_victim(Replicate(UniversalPerturbation(sound)))
+    assert queries_victim(AssumedThreshold(PGD(), 0.5)) and queries_victim(Square())
 
 
 def test_no_gradient(examine: Examine) -> None:
@@ -200,6 +231,7 @@ def test_black_box(examine: Examine, recognizer: Recognizer) -> None:
     assert flag.text.endswith("FGSM-eps0.02 on 0.")
     assert "black-box" not in ids(examine(attacks))  # where gradients work
     assert "black-box" in examine([FGSM(0.01), Square(0.005, steps=1)]).unchecked  # another ball
+    assert "black-box" in examine([L2PGD(0.02), Square(0.02, steps=1)]).unchecked  # another norm
 
 
 def test_adaptive(examine: Examine) -> None:
@@ -221,6 +253,18 @@ def test_epsilon(examine: Examine) -> None:
     assert re.search(r"succeeds on \d+ of 11 utterances, .* of 0.001 instead of 0.0004 on \d+", flag.text)
 
 
+@pytest.mark.parametrize(
+    ("attacks", "words"),
+    [
+        ([L2PGD(0.03), L2PGD(0.06, step_size=1e-6)], "radius of 0.06 instead of 0.03"),
+        ([SNRPGD(20.0, step_size=1e-6), SNRPGD(30.0)], "snr of 20 instead of 30"),
+    ],
+)
+def test_epsilon_sweeps_energies_too(examine: Examine, attacks: list[Attack], words: str) -> None:
+    (flag,) = [flag for flag in examine(attacks).flags if flag.id == "epsilon"]
+    assert words in flag.text
+
+
 def test_steps(examine: Examine) -> None:
     found = examine([Tired(0.0008, 0.0002, 5), Tired(0.0008, 0.0002, 6)])
     (flag,) = [flag for flag in found.flags if flag.id == "steps"]
@@ -237,12 +281,14 @@ def test_unfinished(examine: Examine) -> None:
 
 def test_unbounded(examine: Examine, recognizer: Recognizer) -> None:
     scorer = like(recognizer.scorer, Rounded)
-    for attack in (FMN(steps=20), PGD(1.0, 0.2, 5)):
+    for attack in (FMN(steps=20), PGD(1.0, 0.2, 5), Replicate(FMN(steps=5), copies=1)):
         found = examine([attack], scorer=scorer)
         texts = [flag.text for flag in found.flags if flag.id == "unbounded"]
         assert texts == [f"{attack.name} has no limit and succeeds on 0 of 11 utterances."]
     found = examine([PGD(1.0, 0.01, 5), PGD(0.5, 0.2, 1)])
     assert "unbounded" not in {*ids(found), *found.unchecked}
+    found = examine([L2PGD(3.0, steps=1), SNRPGD(steps=1)], scorer=scorer)
+    assert {"unbounded", "noise"} <= {*found.unchecked}
 
 
 def test_noise(examine: Examine) -> None:
@@ -254,7 +300,8 @@ def test_noise(examine: Examine) -> None:
 def test_noise_on_record_is_that_of_the_control_in_each_ball(
     recognizer: Recognizer, data: Utterances, tmp_path: Path
 ) -> None:
-    campaign = Campaign(recognizer, data, [FGSM(), FGSM(0.3), FMN(steps=1)], tmp_path, batch_size=12, perceptual=False)
+    attacks = [FGSM(), FGSM(0.3), FMN(steps=1), L2PGD(steps=1), SNRPGD(steps=1)]
+    campaign = Campaign(recognizer, data, attacks, tmp_path, batch_size=12, perceptual=False)
     campaign.run()
     batch = collate(list(data))
     generator = torch.Generator().manual_seed(campaign.seeds("noise 0.3", batch.names, "attack"))
@@ -302,8 +349,25 @@ def test_a_probe_has_a_tenth_fewer_steps() -> None:
 
 
 def test_what_sees_gradients_is_a_white_box() -> None:
-    assert all(map(white_box, (PGD(), FMN(), AutoAttack(), Adaptive(PGD()))))
+    assert all(map(white_box, (PGD(), FMN(), AutoAttack(), Adaptive(PGD()), PGD(source=InputDiversity()))))
     assert not any(map(white_box, (PGD(source=NES()), Square(), UniformNoise())))
+    behind = InputDiversity(source=InputDiversity(source=NES()))
+    assert not any(map(white_box, (PGD(source=behind), OverTheAirPGD(channel=Channel(source=NES())))))
+
+
+def test_a_wrapper_is_what_its_attack_is(tmp_path: Path) -> None:
+    for wrap in (Replicate, lambda attack: AssumedThreshold(attack, 0.5)):
+        assert white_box(wrap(PGD())) and white_box(wrap(Replicate(PGD())))
+        assert not white_box(wrap(FAKEBOB())) and not white_box(wrap(PGD(source=NES())))
+    assert not white_box(Transfer(PGD(), [tmp_path])) and not white_box(Replicate(Transfer(PGD(), [tmp_path])))
+    for wrap in (Replicate, lambda attack: AssumedThreshold(attack, 0.5), lambda attack: Transfer(attack, [tmp_path])):
+        assert limited(wrap(PGD())) and not limited(wrap(CW2()))
+        assert ball(wrap(PGD(0.01))) == 0.01 and ball(wrap(L2PGD())) == ball(wrap(CW2())) == math.inf
+
+
+def test_no_gradient_spares_an_adaptive_attack_behind_a_wrapper(examine: Examine) -> None:
+    found = examine([Replicate(Adaptive(FGSM(), ["identity"]), copies=1)], [Quantization(8)])
+    assert "no-gradient" not in ids(found)
 
 
 def test_the_first_batch_alone_is_probed_and_the_report_stands_in_all_tables(

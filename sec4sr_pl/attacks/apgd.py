@@ -51,6 +51,7 @@ class APGD(Attack):
     attacks", 2020, algorithm 1.
     """
 
+    stops_at_success = True
     tasks = "all; `dlr`: closed sets of three or more"
 
     def __init__(

@@ -111,6 +111,10 @@ class Attack(ABC):
     """Largest change of a sample, as a fraction of full scale; inf for attacks without such a budget."""
     separable: ClassVar[bool] = True
     """Each row is attacked by itself, so that a large batch may be worked through in parts."""
+    queries_victim: ClassVar[bool] = True
+    """It asks the recognizer while it crafts."""
+    stops_at_success: ClassVar[bool] = False
+    """An utterance leaves as soon as it achieves the goal; not so where a wrapped attack works for another decision."""
     distance: ClassVar[str] = "L∞"
     """How it measures a change. This and what follows is what the table in docs/attacks.md says of a class."""
     bounded: ClassVar[bool] = True

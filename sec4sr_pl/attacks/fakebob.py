@@ -42,6 +42,7 @@ class FAKEBOB(Attack):
     Source: Chen et al., "Who is real Bob? Adversarial attacks on speaker recognition systems", 2021, algorithm 1.
     """
 
+    stops_at_success = True
     knowledge = "scores"
 
     def __init__(

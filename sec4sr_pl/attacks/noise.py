@@ -21,6 +21,7 @@ class UniformNoise(Attack):
     Source: Athalye et al., "Obfuscated gradients give a false sense of security", 2018, section 3.1 (random sampling).
     """
 
+    queries_victim = False
     knowledge, randomized, returns = "nothing", "needs nothing", "one draw"
 
     def __init__(self, epsilon: float = 0.002) -> None:

@@ -45,6 +45,7 @@ class SirenAttack(Attack):
     examples for speaker recognition", 2022.
     """
 
+    stops_at_success = True
     knowledge = "scores"
 
     def __init__(

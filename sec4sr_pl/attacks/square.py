@@ -39,6 +39,7 @@ class Square(Attack):
     2020, algorithm 1; its squares are segments here.
     """
 
+    stops_at_success = True
     knowledge = "scores"
 
     def __init__(self, epsilon: float = 0.002, steps: int = 5_000, segment: float = 0.8, draws: int = 1) -> None:

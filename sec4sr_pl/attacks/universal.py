@@ -30,6 +30,7 @@ class UniversalPerturbation(Attack):
     Source: Moosavi-Dezfooli et al., "Universal adversarial perturbations", 2017.
     """
 
+    queries_victim = False
     knowledge, returns = "other utterances", "the utterance under it"
     randomized = "`draws`, when it is learned"
 

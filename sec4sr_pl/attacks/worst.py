@@ -21,6 +21,7 @@ class WorstCase(Attack):
     the utterance is 16-bit, they are rounded inside the ball.
     """
 
+    stops_at_success = True
     returns = "worst of its members"
     draws: int
 

@@ -23,7 +23,7 @@ from sec4sr_pl.checkpoint import checksum, describe
 from sec4sr_pl.data.base import Utterances, collate
 from sec4sr_pl.draws import key
 from sec4sr_pl.recognizer import Ensemble, Recognizer
-from sec4sr_pl.robustness.probe import probed, shortened, steepness
+from sec4sr_pl.robustness.probe import ball, probed, shortened, steepness
 from sec4sr_pl.robustness.targets import Goal, choose_targets
 from sec4sr_pl.types import REJECT, Batch
 
@@ -246,8 +246,8 @@ class Campaign:
 
     @property
     def balls(self) -> list[float]:
-        """The radii of the attacks that have one."""
-        return sorted({attack.epsilon for attack in self.attacks if math.isfinite(attack.epsilon)})
+        """The radii of the attacks' L-infinity balls."""
+        return sorted({ball(attack) for attack in self.attacks} - {math.inf})
 
     def noise(self, epsilon: float, batch: Batch, labels: Tensor) -> list[bool]:
         """Whether uniform noise achieves the goal, the control of the attacks in that ball."""

@@ -1,17 +1,45 @@
 """What a campaign asks beside the attacks, so that the sentinel can doubt them: cheap, and part of the records."""
 
+import math
+
 from torch import Tensor
 
 from sec4sr_pl.attacks import NES, Attack, Objective
 from sec4sr_pl.attacks.gradient import attack_loss
 from sec4sr_pl.attacks.source import BackPropagation
+from sec4sr_pl.attacks.transformed import Transformed
 from sec4sr_pl.recognizer import Ensemble, Recognizer
 from sec4sr_pl.types import Batch
 
 
+def layers(attack: Attack) -> list[Attack]:
+    """The attack, the one that it wraps, and so on; the last crafts."""
+    within = getattr(attack, "attack", getattr(attack, "inner", None))
+    return [attack, *layers(within)] if isinstance(within, Attack) else [attack]
+
+
+def queries_victim(attack: Attack) -> bool:
+    """Whether an attack asks the victim while it crafts."""
+    return all(layer.queries_victim for layer in layers(attack))
+
+
 def white_box(attack: Attack) -> bool:
-    """Whether an attack sees gradients."""
-    return "gradient" in attack.knowledge and not isinstance(getattr(attack, "source", None), NES)
+    """Whether an attack sees gradients of the victim."""
+    crafts = layers(attack)[-1]
+    source = getattr(crafts, "source", None)
+    while isinstance(source, Transformed):
+        source = source.source
+    return queries_victim(attack) and "gradient" in crafts.knowledge and not isinstance(source, NES)
+
+
+def limited(attack: Attack) -> bool:
+    """Whether something limits the change."""
+    return layers(attack)[-1].bounded
+
+
+def ball(attack: Attack) -> float:
+    """The radius of the L-infinity ball; inf where a change is measured otherwise, or has no limit."""
+    return attack.epsilon if layers(attack)[-1].distance == "L∞" else math.inf
 
 
 def probed(attack: Attack) -> bool:

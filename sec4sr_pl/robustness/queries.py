@@ -40,7 +40,7 @@ def success_by_queries(achieved: Iterable[bool], queries: Iterable[int]) -> Curv
 
 
 def query_curves(*campaigns: Campaign) -> dict[str, Curve]:
-    """The curve of each attack whose utterances end by themselves, at different times; over the utterances that count.
+    """The curve of each attack that stops at success, at different times; over the utterances that count.
 
     Raises:
         CampaignError: a unit that is not there.
@@ -49,7 +49,7 @@ def query_curves(*campaigns: Campaign) -> dict[str, Curve]:
     curves = {}
     for attack in campaigns[0].attacks:
         records = counted(gather(campaigns, attack.name), benign)
-        if len({record["queries"] for record in records}) > 1:
+        if attack.stops_at_success and len({record["queries"] for record in records}) > 1:
             achieved, queries = ([record[field] for record in records] for field in ("achieved", "queries"))
             curves[attack.name] = success_by_queries(achieved, queries)
     return curves

@@ -8,7 +8,7 @@ from scipy.stats import binomtest
 
 from sec4sr_pl.attacks import Adaptive, Attack, UniformNoise
 from sec4sr_pl.robustness.campaign import Campaign, Record, counted
-from sec4sr_pl.robustness.probe import white_box
+from sec4sr_pl.robustness.probe import ball, layers, limited, queries_victim, white_box
 
 CHANCE = 0.05
 """A difference that is as likely by chance says nothing; it takes five utterances of five."""
@@ -21,6 +21,13 @@ FALLING = 0.05
 
 FEW = 3
 """Utterances still standing, the least to tell whether a loss is falling."""
+
+BUDGETS: dict[str, Callable[[float], float]] = {
+    "epsilon": lambda epsilon: epsilon,
+    "radius": lambda radius: radius,
+    "snr": lambda snr: 10.0 ** (-snr / 20.0),
+}
+"""Parameters that limit a change, and the size up to which they let it grow."""
 
 
 class Flag(NamedTuple):
@@ -93,7 +100,7 @@ def no_eot(evidence: Evidence) -> Sentences:
     """A randomized recognizer, attacked without averaging."""
     if not (evidence.campaign.recognizer.randomized and evidence.campaign.adaptive):
         return []
-    few = [attack.name for attack in evidence.attacks if attack.gradient_draws == 1]
+    few = [attack.name for attack in evidence.attacks if attack.gradient_draws == 1 and queries_victim(attack)]
     text = f"Randomized recognizer, one draw a step (no EOT): {', '.join(few)} may look weaker than they are."
     return [text] if few else []
 
@@ -101,7 +108,8 @@ def no_eot(evidence: Evidence) -> Sentences:
 def no_gradient(evidence: Evidence) -> Sentences:
     """A defense through which another gradient passes than its own."""
     blunt = [type(d).__name__ for d in evidence.campaign.recognizer.defenses if not d.differentiable]
-    single = [attack.name for attack in evidence.attacks if white_box(attack) and not isinstance(attack, Adaptive)]
+    attacks = [attack for attack in evidence.attacks if white_box(attack)]
+    single = [attack.name for attack in attacks if not any(isinstance(layer, Adaptive) for layer in layers(attack))]
     if not (blunt and evidence.campaign.adaptive and single):
         return []
     return [f"{', '.join(blunt)} has no gradient and another stands for it: {', '.join(single)} may be misled."]
@@ -141,7 +149,7 @@ def black_box(evidence: Evidence) -> Sentences:
     """An attack without gradients beats all those with gradients in the same ball."""
     sentences, compared = [], False
     for blind in evidence.attacks:
-        rivals = [a for a in evidence.attacks if white_box(a) and a.epsilon == blind.epsilon < math.inf]
+        rivals = [a for a in evidence.attacks if white_box(a) and ball(a) == ball(blind) < math.inf]
         if white_box(blind) or not rivals:
             continue
         compared = True
@@ -156,17 +164,22 @@ def black_box(evidence: Evidence) -> Sentences:
 
 def epsilon(evidence: Evidence) -> Sentences:
     """A larger ball that does not help."""
-    pairs = [pair for pair in evidence.sweeps("epsilon", "step_size") if pair[1].epsilon < math.inf]
-    sentences = []
-    for less, more in pairs:
-        few, many, total = evidence.won(less), evidence.won(more), len(evidence.counted(more))
-        flat = more.epsilon >= 2.0 * less.epsilon and 0 < len(few) >= len(many) and total - len(many) > PART * total
-        if flat or beats(few, many):
-            sentences.append(
-                f"{less.name} succeeds on {len(few)} of {total} utterances, {more.name} in a ball of "
-                f"{more.epsilon:g} instead of {less.epsilon:g} on {len(many)}."
-            )
-    return sentences if pairs else None
+    sentences, compared = [], False
+    for budget, size in BUDGETS.items():
+        for pair in evidence.sweeps(budget, "step_size"):
+            less, more = sorted(pair, key=lambda attack: size(getattr(attack, budget)))
+            small, large = getattr(less, budget), getattr(more, budget)
+            if size(large) == math.inf:
+                continue
+            compared = True
+            few, many, total = evidence.won(less), evidence.won(more), len(evidence.counted(more))
+            flat = size(large) >= 2.0 * size(small) and 0 < len(few) >= len(many) and total - len(many) > PART * total
+            if flat or beats(few, many):
+                sentences.append(
+                    f"{less.name} succeeds on {len(few)} of {total} utterances, {more.name} with {budget} of "
+                    f"{large:g} instead of {small:g} on {len(many)}."
+                )
+    return sentences if compared else None
 
 
 def steps(evidence: Evidence) -> Sentences:
@@ -182,7 +195,7 @@ def steps(evidence: Evidence) -> Sentences:
 
 def unbounded(evidence: Evidence) -> Sentences:
     """An attack that may change anything and still fails."""
-    free = [attack for attack in evidence.attacks if not attack.bounded or 1.0 <= attack.epsilon < math.inf]
+    free = [attack for attack in evidence.attacks if not limited(attack) or 1.0 <= ball(attack) < math.inf]
     rates = [(attack.name, len(evidence.won(attack)), len(evidence.counted(attack))) for attack in free]
     sentences = [f"{name} has no limit and succeeds on {k} of {n} utterances." for name, k, n in rates if k < n]
     return sentences if free else None
@@ -229,10 +242,10 @@ def noise(evidence: Evidence) -> Sentences:
     """Mere noise in the same ball does nearly as well."""
     sentences, compared = [], False
     for attack in evidence.attacks:
-        if not math.isfinite(attack.epsilon):
+        if ball(attack) == math.inf:
             continue
         compared, records = True, evidence.counted(attack)
-        control = sum(evidence.benign[record["name"]]["noise"][str(attack.epsilon)] for record in records)
+        control = sum(evidence.benign[record["name"]]["noise"][str(ball(attack))] for record in records)
         won = len(evidence.won(attack))
         if control > 1 and 2 * control >= won:
             sentences.append(

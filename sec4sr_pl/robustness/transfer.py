@@ -30,6 +30,7 @@ class Transfer(Attack):
     transferable adversarial examples and black-box attacks", 2017 (ensembles).
     """
 
+    queries_victim = False
     knowledge = "other recognizers"
 
     def __init__(self, attack: Attack, surrogates: Sequence[Path]) -> None:
