@@ -1,5 +1,7 @@
 """One change for every utterance: the closed form, the file, the command, and the shipped recognizer."""
 
+import inspect
+import runpy
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -143,6 +145,32 @@ def test_the_command_writes_the_same_sound_for_the_same_seed(
     assert UniversalPerturbation(tmp_path / "first.wav").read().shape == (4_000,)
     with pytest.raises(ValueError, match="Expected a target among 2 speakers, got 'nobody'"):
         train(tmp_path / "victim.ckpt", SpeakerData(root=voices), tmp_path / "x.wav", target="nobody")
+
+
+@pytest.mark.parametrize(
+    ("checkpoint", "flags", "told"),
+    [
+        ("victim.ckpt", ["--target=nobody"], "Expected a target among 2 speakers, got 'nobody'"),
+        ("absent.ckpt", [], "absent.ckpt"),
+    ],
+    ids=["target", "checkpoint"],
+)
+def test_what_its_user_can_mend_ends_the_command_with_one_line(
+    checkpoint: str,
+    flags: list[str],
+    told: str,
+    voices: Path,
+    make_recognizer: Callable[..., Recognizer],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    save_recognizer(make_recognizer(["speaker0", "speaker1"]), tmp_path / "victim.ckpt")
+    where = [f"--checkpoint={tmp_path / checkpoint}", "--data=SpeakerData", f"--data.root={voices}"]
+    monkeypatch.setattr("sys.argv", ["universal.py", *where, f"--output={tmp_path / 'x.wav'}", *flags])
+    with pytest.raises(SystemExit) as stop:
+        runpy.run_path(inspect.getfile(train), run_name="__main__")
+    message = str(stop.value.code)  # Python writes it to stderr, and the status is 1
+    assert message.startswith("universal.py: error: ") and told in message and "\n" not in message
 
 
 def test_on_the_shipped_recognizer_it_fools_more_unseen_utterances_than_noise(data_root: Path) -> None:

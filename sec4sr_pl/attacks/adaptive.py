@@ -5,7 +5,7 @@ from collections.abc import Iterator, Sequence
 
 from torch import Tensor
 
-from sec4sr_pl.attacks.gradient import PGD
+from sec4sr_pl.attacks.gradient import FGSM, PGD, CWinf
 from sec4sr_pl.attacks.objective import Objective
 from sec4sr_pl.attacks.rows import Rows
 from sec4sr_pl.attacks.source import NES
@@ -35,7 +35,7 @@ class Adaptive(WorstCase):
     knowledge, randomized = "gradient and scores, and the defenses", "`draws` of its attack"
 
     def __init__(self, attack: PGD, members: Sequence[str] | None = None, nes: NES | None = None) -> None:
-        if not isinstance(attack, PGD) or attack.restarts:
+        if type(attack) not in (FGSM, PGD, CWinf) or attack.restarts:
             raise ValueError(f"Expected FGSM, PGD or CWinf without restarts, got {attack!r}")
         if members is not None and not members:
             raise ValueError("Expected at least one member, got none")

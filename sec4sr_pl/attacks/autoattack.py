@@ -54,8 +54,10 @@ class AutoAttack(WorstCase):
     ) -> None:
         if version not in ("standard", "rand"):
             raise ValueError(f"Expected version 'standard' or 'rand', got {version!r}")
-        if draws is not None and draws < 1:
-            raise ValueError(f"Expected draws >= 1, got {draws}")
+        if not 0.0 <= epsilon <= 2.0:
+            raise ValueError(f"Expected epsilon in [0, 2], got {epsilon}")
+        if steps < 1 or queries < 1 or (draws is not None and draws < 1):
+            raise ValueError(f"Expected steps, queries, draws >= 1, got {steps}, {queries} and {draws}")
         self.epsilon, self.version, self.steps, self.queries = epsilon, version, steps, queries
         self.draws = draws if draws is not None else 20 if version == "rand" else 1
         self.members = None if members is None else list(members)

@@ -54,11 +54,13 @@ class Channel(Transformed):
 
     def __post_init__(self) -> None:
         nyquist = SAMPLE_RATE / 2
-        if not (0.0 < self.reverberation <= 10.0 and 0.0 < self.low < self.high <= nyquist and self.gain >= 0.0):
+        if not (0.0 < self.reverberation <= 10.0 and 0.0 < self.low < self.high <= nyquist):
             raise ValueError(
-                f"Expected reverberation in (0, 10] s, 0 < low < high <= {nyquist:g} Hz and gain >= 0 dB, "
-                f"got {self.reverberation}, {self.low}, {self.high} and {self.gain}"
+                f"Expected reverberation in (0, 10] s and 0 < low < high <= {nyquist:g} Hz, "
+                f"got {self.reverberation}, {self.low} and {self.high}"
             )
+        if not 0.0 <= self.gain < math.inf:
+            raise ValueError(f"Expected a finite gain >= 0 dB, got {self.gain}")
         if not (math.isfinite(self.direct) and math.isfinite(self.snr)):
             raise ValueError(f"Expected finite ratios in dB, got direct {self.direct} and snr {self.snr}")
 
@@ -134,6 +136,9 @@ class OverTheAirPGD(PGD):
         loss: as in `PGD`.
         channel: the rooms, and the source behind them; None: `Channel()`.
 
+    Raises:
+        ValueError: a parameter outside its range.
+
     Source: Athalye et al., "Synthesizing robust adversarial examples", 2018; Qin et al., 2019 (see `Channel`).
     """
 
@@ -149,5 +154,7 @@ class OverTheAirPGD(PGD):
         loss: Loss | None = None,
         channel: Channel | None = None,
     ) -> None:
+        if channel is not None and not isinstance(channel, Channel):
+            raise ValueError(f"Expected a Channel or None, got {channel!r}")
         self.channel = Channel() if channel is None else channel
         super().__init__(epsilon, step_size, steps, restarts, draws, loss, source=self.channel)

@@ -85,8 +85,8 @@ class PGD(Attack):
         loss: Loss | None = None,
         source: GradientSource | None = None,
     ) -> None:
-        if not (0.0 <= epsilon <= 2.0 and step_size >= 0.0):
-            raise ValueError(f"Expected epsilon in [0, 2] and step_size >= 0, got {epsilon} and {step_size}")
+        if not (0.0 <= epsilon <= 2.0 and 0.0 <= step_size < math.inf):
+            raise ValueError(f"Expected epsilon in [0, 2] and a finite step_size >= 0, got {epsilon} and {step_size}")
         if steps < 1 or restarts < 0 or draws < 1:
             raise ValueError(f"Expected steps >= 1, restarts >= 0, draws >= 1, got {steps}, {restarts}, {draws}")
         if loss not in (None, "cross_entropy", "margin"):

@@ -73,4 +73,7 @@ def train(
 if __name__ == "__main__":
     from jsonargparse import auto_cli
 
-    auto_cli(train, as_positional=False)
+    try:
+        auto_cli(train, as_positional=False)
+    except (ValueError, OSError, ImportError) as error:
+        raise SystemExit(f"universal.py: error: {' '.join(str(error).split())}") from error
