@@ -9,7 +9,20 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from sec4sr_pl.attacks import APGD, CW2, FAKEBOB, FMN, NES, PGD, Attack, AutoAttack, Objective, Square, TargetedAPGD
+from sec4sr_pl.attacks import (
+    APGD,
+    CW2,
+    FAKEBOB,
+    FMN,
+    NES,
+    PGD,
+    Attack,
+    AutoAttack,
+    Objective,
+    Replicate,
+    Square,
+    TargetedAPGD,
+)
 from sec4sr_pl.attacks.apgd import checkpoints, closest
 from sec4sr_pl.attacks.gradient import attack_loss
 from sec4sr_pl.checkpoint import load_recognizer
@@ -330,6 +343,8 @@ def test_autoattack_refuses_a_member_with_a_larger_ball() -> None:
         AutoAttack(0.001, members=[PGD(0.001), PGD(0.002)])
     with pytest.raises(ValueError, match="Expected members"):
         AutoAttack(members=[])
+    with pytest.raises(ValueError, match="the length of an utterance as it is, got .Replicate"):
+        AutoAttack(members=[PGD(), Replicate(PGD())])
 
 
 def test_autoattack_asks_members_for_standing_utterances_only() -> None:

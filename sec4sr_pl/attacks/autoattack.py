@@ -4,6 +4,7 @@ import math
 from collections.abc import Iterator, Sequence
 from typing import Literal
 
+import torch
 from torch import Tensor
 
 from sec4sr_pl.attacks.apgd import APGD, TargetedAPGD
@@ -14,6 +15,7 @@ from sec4sr_pl.attacks.objective import Objective
 from sec4sr_pl.attacks.rows import Rows
 from sec4sr_pl.attacks.square import Square
 from sec4sr_pl.attacks.worst import WorstCase
+from sec4sr_pl.types import full_lengths
 
 
 class AutoAttack(WorstCase):
@@ -63,6 +65,8 @@ class AutoAttack(WorstCase):
         self.members = None if members is None else list(members)
         if members is not None and (not members or any(not member.epsilon <= epsilon for member in members)):
             raise ValueError(f"Expected members with a ball of at most {epsilon}, got {members}")
+        if longer := [member for member in members or () if lengthens(member)]:
+            raise ValueError(f"Expected members that leave the length of an utterance as it is, got {longer}")
 
     @property
     def name(self) -> str:
@@ -100,3 +104,9 @@ class AutoAttack(WorstCase):
         """The members' results."""
         for member in self.team(objective, rows.score(rows.clean, rows.lengths).shape[1]):
             yield member.perturb(rows.score, rows.clean, rows.labels, rows.lengths, objective, rows.generators)
+
+
+def lengthens(attack: Attack) -> bool:
+    """Whether an attack presents more samples than it was given."""
+    sample = torch.zeros(1, 1)
+    return attack.present(sample, full_lengths(sample))[0].shape != sample.shape
