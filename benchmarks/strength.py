@@ -119,6 +119,7 @@ def main(name: str, wanted: str = "") -> None:
     print(
         f"{name}: {int(right.sum())} of {UTTERANCES} utterances of {TIME / SAMPLE_RATE} s are right before", flush=True
     )
+    closest = None
     for shown, make in attackers(recognizer).items():
         if wanted not in shown:
             continue
@@ -129,9 +130,11 @@ def main(name: str, wanted: str = "") -> None:
         with torch.no_grad():
             left = recognizer(adversarial).argmax(1) == labels
         change, size = adversarial - waveforms, (adversarial - waveforms).norm(dim=1)
-        median = size.masked_fill(left, torch.inf)[right].median()
+        size = size.masked_fill(left, torch.inf)[right]
+        closest = size if closest is None else closest
         print(
-            f"  {shown:32} {int(left.sum()):3} left, median L2 {median:.4f}, largest change {change.abs().max():.5f}, "
+            f"  {shown:32} {int(left.sum()):3} left, median L2 {size.median():.4f} (of ratios to the first "
+            f"row's {(size / closest).median():.3f}), largest change {change.abs().max():.5f}, "
             f"{time.perf_counter() - start:.0f} s",
             flush=True,
         )

@@ -343,7 +343,7 @@ def test_autoattack_refuses_a_member_with_a_larger_ball() -> None:
         AutoAttack(0.001, members=[PGD(0.001), PGD(0.002)])
     with pytest.raises(ValueError, match="Expected members"):
         AutoAttack(members=[])
-    with pytest.raises(ValueError, match="the length of an utterance as it is, got .Replicate"):
+    with pytest.raises(ValueError, match=r"the length of an utterance as it is, got \[Replicate"):
         AutoAttack(members=[PGD(), Replicate(PGD())])
 
 
