@@ -81,7 +81,7 @@ def worker(way: str, runs: int) -> None:
         keep_large_blocks()
         cw2 = CW2(steps=STEPS["CW2"], search_steps=1, initial_const=CONST)
         ours = {"CW2": cw2, "FAKEBOB": FAKEBOB(steps=STEPS["FAKEBOB"], samples=SAMPLES, sigma=SIGMA)}[name]
-        goal = Objective(confidence=1e4 if name == "FAKEBOB" else 0.0)
+        goal = Objective(confidence=1.0 if name == "FAKEBOB" else 0.0)
         run = lambda: ours(recognizer, waveforms, labels, objective=goal, measure=False).waveforms  # noqa: E731
     seconds, adversarial = median_seconds(run, runs), run()
     with torch.no_grad():
