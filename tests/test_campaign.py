@@ -27,7 +27,7 @@ from sec4sr_pl.recognizer import Ensemble, Recognizer
 from sec4sr_pl.robustness import Campaign, CampaignError, Summary, summarize
 from sec4sr_pl.robustness.campaign import BENIGN, distortion
 from sec4sr_pl.robustness.tables import Rate, write_summary
-from sec4sr_pl.robustness.targets import choose_targets
+from sec4sr_pl.robustness.targets import Goal, choose_targets
 from sec4sr_pl.robustness.terminal import show
 from sec4sr_pl.scoring import ClosedSet
 from sec4sr_pl.types import REJECT, SAMPLE_RATE
@@ -389,9 +389,12 @@ def test_without_any_candidate_the_error_names_the_utterance() -> None:
     one = torch.tensor([0])
     with pytest.raises(ValueError, match="no random target for 'lonely'"):
         choose_targets(torch.ones(1, 1), one, one, ["lonely"], "random", -torch.inf, 0)
-    with pytest.raises(ValueError, match="no hardest target for 'lonely'"):
-        choose_targets(torch.ones(1, 1), one, one, ["lonely"], "hardest", 0.0, 0)
-    assert choose_targets(torch.ones(1, 1), one, one, ["lonely"], "random", 0.0, 0) == [REJECT]
+
+
+@pytest.mark.parametrize("goal", ["random", "hardest", "simplest"])
+def test_who_claims_to_be_the_one_enrolled_speaker_can_only_be_rejected(goal: Goal) -> None:
+    one = torch.tensor([0])
+    assert choose_targets(torch.ones(1, 1), one, one, ["lonely"], goal, 0.0, 0) == [REJECT]
 
 
 # Adaptive or oblivious, randomized or not
