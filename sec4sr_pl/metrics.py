@@ -413,8 +413,8 @@ def _open_set_counts(decisions: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]
     """How often each error was made, and how often it could have been, (3,) each."""
     if decisions.dim() != 1 or decisions.shape != labels.shape:
         raise ValueError(f"expected a decision for each label, got {tuple(decisions.shape)} for {tuple(labels.shape)}")
-    enrolled, accepted = labels != REJECT, decisions != REJECT
-    wrong = [accepted & ~enrolled, ~accepted & enrolled, accepted & enrolled & (decisions != labels)]
+    (enrolled, confused), accepted = _identified(decisions, labels), decisions != REJECT
+    wrong = [accepted & ~enrolled, ~accepted & enrolled, confused & enrolled]
     return torch.stack(wrong).sum(1), torch.stack([~enrolled, enrolled, enrolled]).sum(1)
 
 
