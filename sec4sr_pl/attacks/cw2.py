@@ -19,22 +19,24 @@ SETTLED = 50
 """Steps in which Adam's first steps, of full length whatever the gradient, have been taken back."""
 LARGEST = 1e10
 """Upper bound of the search for the constant c."""
+FALL = 0.01
+"""Part of the learning rate that is left at the end of a descent: Adam's steps keep their length around a minimum."""
 
 
 class CW2(Attack):
     """Carlini and Wagner's attack: the smallest change, norm L2, without a ball.
 
-    Minimizes |x' - x|^2 + c max(0, margin) over w with x' = tanh(w + atanh(0.999999 x)) by Adam, fresh for each c, and
-    searches for c by bisection. Keeps the smallest change of all steps that achieves the goal, with its confidence and
-    in every draw; where there is none, the utterance comes back as it was. Each utterance has its own c, descent and
-    end: one whose descent stalls (compared every tenth of `steps`) waits for the next c, one that needs no change
-    leaves at once. Host synchronizations: a few a step.
+    Minimizes |x' - x|^2 + c max(0, margin) over w with x' = tanh(w + atanh(0.999999 x)) by Adam, fresh for each c, whose
+    learning rate falls to a hundredth (the paper's stays), and searches for c by bisection. Keeps the smallest change of
+    all steps that achieves the goal, with its confidence and in every draw; where there is none, the utterance comes
+    back as it was. Each utterance has its own c, descent and end: one whose descent stalls (compared every tenth of
+    `steps`) waits for the next c, one that needs no change leaves at once. Host synchronizations: a few a step.
 
     Args:
         confidence: margin by which the goal must be exceeded; it takes the place of the objective's.
         steps: of Adam for each c.
         search_steps: values of c.
-        learning_rate: of Adam, in the space of w.
+        learning_rate: of Adam at the start of each descent, in the space of w.
         initial_const: first c.
         draws: passes averaged at each step (EOT) against randomized recognizers.
         source: of the gradients, None: back-propagation.
@@ -139,7 +141,7 @@ class CW2(Attack):
             rows.square = 0.999 * rows.square + 0.001 * slope.square()
             update = rows.mean / (1.0 - 0.9 ** (step + 1))
             update /= (rows.square / (1.0 - 0.999 ** (step + 1))).sqrt() + 1e-8
-            rows.w = rows.w - self.learning_rate * update
+            rows.w = rows.w - self.learning_rate * FALL ** (step / self.steps) * update
             if not rows.keep(going):
                 break
         return found
