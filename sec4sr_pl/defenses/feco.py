@@ -19,7 +19,7 @@ def assign(frames: Tensor, centers: Tensor, real: Tensor, distance: Distance = "
     centers = normalize(centers, dim=2) if distance == "cos" else centers  # a frame's own norm does not matter
     squares = torch.zeros_like(centers[..., 0]) if distance == "cos" else centers.square().sum(2)
     offset = squares.masked_fill_(~real, torch.inf).unsqueeze(1)
-    return torch.baddbmm(offset, frames, centers.transpose(1, 2), alpha=-2.0).argmin(2)
+    return torch.baddbmm(offset, frames, centers.transpose(1, 2), alpha=-2.0).min(2).indices
 
 
 def cluster_means(frames: Tensor, assigned: Tensor, valid: Tensor, size: int) -> Tensor:
