@@ -186,16 +186,16 @@ class FeCo(Compression):
     def _first(self, frames: Tensor, lengths: Tensor, clusters: Tensor, valid: Tensor) -> Tensor:
         """(batch, >= clusters) distinct frames of each row."""
         if self.start == "random":
-            return random_order(self.draws.keys(len(frames)), valid)
+            return random_order(self.draws.keys(len(frames)), valid, self.count(frames.shape[1]))
         index = torch.arange(frames.shape[1], device=frames.device)
         middles = (2 * index + 1) * lengths.unsqueeze(1) // (2 * clusters.unsqueeze(1))
         return torch.minimum(middles, lengths.unsqueeze(1) - 1)
 
 
-def random_order(keys: list[int], valid: Tensor) -> Tensor:
-    """(batch, size) positions of each row in random order, those that are not valid last."""
+def random_order(keys: list[int], valid: Tensor, count: int) -> Tensor:
+    """(batch, count) first positions of each row in random order, those that are not valid last."""
     draws = uniform(keys, torch.empty(valid.shape, device=valid.device))
-    return draws.masked_fill(~valid, torch.inf).argsort(1)
+    return draws.masked_fill(~valid, torch.inf).topk(count, largest=False).indices
 
 
 class Shuffle(FrameDefense):
@@ -217,5 +217,5 @@ class Shuffle(FrameDefense):
 
     def transform(self, signal: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
         """(batch, frames, dims) -> the same shape."""
-        order = random_order(self.draws.keys(len(signal)), valid_mask(lengths, signal.shape[1]))
+        order = random_order(self.draws.keys(len(signal)), valid_mask(lengths, signal.shape[1]), signal.shape[1])
         return signal.gather(1, order.unsqueeze(2).expand_as(signal)), lengths

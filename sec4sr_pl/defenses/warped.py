@@ -33,7 +33,7 @@ def trace_segmentation(frames: Tensor, lengths: Tensor, segments: Tensor, size: 
 def random_segmentation(keys: list[int], lengths: Tensor, segments: Tensor, size: int, frames: int) -> Tensor:
     """Starts of segments, (batch, size): the first frame, and distinct frames drawn from the rest."""
     rest = valid_mask(lengths - 1, max(frames - 1, 1))
-    drawn = 1 + random_order(keys, rest)[:, : size - 1]
+    drawn = 1 + random_order(keys, rest, size - 1)
     drawn = drawn.masked_fill(~valid_mask(segments - 1, drawn.shape[1]), frames)
     return pad(drawn.sort(1).values, (1, 0))
 
