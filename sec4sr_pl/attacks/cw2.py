@@ -26,11 +26,12 @@ FALL = 0.01
 class CW2(Attack):
     """Carlini and Wagner's attack: the smallest change, norm L2, without a ball.
 
-    Minimizes |x' - x|^2 + c max(0, margin) over w with x' = tanh(w + atanh(0.999999 x)) by Adam, fresh for each c, whose
-    learning rate falls to a hundredth (the paper's stays), and searches for c by bisection. Keeps the smallest change of
-    all steps that achieves the goal, with its confidence and in every draw; where there is none, the utterance comes
-    back as it was. Each utterance has its own c, descent and end: one whose descent stalls (compared every tenth of
-    `steps`) waits for the next c, one that needs no change leaves at once. Host synchronizations: a few a step.
+    Minimizes |x' - x|^2 + c max(0, margin) over w with x' = tanh(w + atanh(0.999999 x)) by Adam, fresh for each c,
+    whose learning rate falls to a hundredth (the paper's stays), and searches for c by bisection. Keeps the smallest
+    change of all steps that achieves the goal, with its confidence and in every draw; where there is none, the
+    utterance comes back as it was. Each utterance has its own c, descent and end: one whose descent stalls (compared
+    every tenth of `steps`) waits for the next c, one that needs no change leaves at once. Host synchronizations: a few
+    a step.
 
     Args:
         confidence: margin by which the goal must be exceeded; it takes the place of the objective's.
