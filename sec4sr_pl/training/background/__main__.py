@@ -10,15 +10,12 @@ from jsonargparse import auto_cli
 from sec4sr_pl import kaldi
 from sec4sr_pl.allocator import keep_large_blocks
 from sec4sr_pl.backbones import IVector
-from sec4sr_pl.data.base import Utterances
 from sec4sr_pl.features import MFCC, EnergyVAD
 from sec4sr_pl.recognizer import Recognizer
-from sec4sr_pl.scoring import PLDA
-from sec4sr_pl.training.background.backend import fit_backend
+from sec4sr_pl.training.background.backend import fit_backend, write
 from sec4sr_pl.training.background.corpus import Corpus, background
 from sec4sr_pl.training.background.extractor import fit_extractor
 from sec4sr_pl.training.background.mixture import fit_gmm
-from sec4sr_pl.types import REJECT
 
 
 @torch.no_grad()
@@ -77,20 +74,14 @@ def train(
     state = output / "state"
     gmm = fit_gmm(corpus, components, gmm_iterations, seed=seed, path=state / "gmm.pt")
     extractor = fit_extractor(gmm, corpus, embedding_size, extractor_iterations, seed, state / "extractor.pt")
+    backbone = IVector.of(gmm, extractor)
+    embeddings = torch.cat([backbone(*batch) for batch in corpus])
+    scorer = fit_backend(embeddings, [piece.speaker for piece in pieces], lda_size, plda_iterations, averaged)
     kaldi.write_gmm(output / "final_ubm.txt", gmm)
     kaldi.write_extractor(output / "final_ie.txt", extractor)
-    recognizer = Recognizer(features, IVector.of(gmm, extractor), PLDA()).to(device).eval()
-    utterances = Utterances(pieces, [REJECT] * len(pieces))
-    return fit_backend(
-        recognizer,
-        utterances,
-        output,
-        lda_size,
-        plda_iterations=plda_iterations,
-        averaged=averaged,
-        batch_size=batch_size,
-        num_workers=num_workers,
-    )
+    recognizer = Recognizer(features, backbone, scorer).cpu().eval()
+    write(recognizer, output)
+    return recognizer
 
 
 if __name__ == "__main__":

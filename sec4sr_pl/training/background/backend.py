@@ -5,70 +5,55 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
 
-import torch
 from jsonargparse import auto_cli
 from rich.console import Console
+from torch import Tensor
 
 from sec4sr_pl.allocator import keep_large_blocks
 from sec4sr_pl.checkpoint import load_recognizer, save_recognizer
 from sec4sr_pl.data import SpeakerData
-from sec4sr_pl.data.base import Utterances
 from sec4sr_pl.enrollment import embed
 from sec4sr_pl.recognizer import Recognizer
 from sec4sr_pl.scoring import PLDA, normalize_length
 from sec4sr_pl.training.background.discriminant import fit_lda, fit_plda
 
 
-@torch.no_grad()
 def fit_backend(
-    recognizer: Recognizer,
-    utterances: Utterances,
-    output: Path,
+    embeddings: Tensor,
+    speakers: Sequence[str],
     lda_size: int = 60,
-    shrinkage: float = 0.0,
     plda_iterations: int = 10,
     averaged: Literal["before", "after"] = "after",
-    batch_size: int = 16,
-    num_workers: int = 0,
-    seed: int = 0,
-) -> Recognizer:
-    """A recognizer's embeddings centered, reduced by LDA and scored by PLDA, written with nobody enrolled.
+    shrinkage: float = 0.0,
+) -> PLDA:
+    """A scorer with nobody enrolled: embeddings are centered, reduced by LDA, scaled to one length, scored by PLDA.
 
     Args:
-        recognizer: in eval mode, on the device to compute on; all but its scorer is kept.
-        utterances: of known speakers, some of whom have several.
-        output: as in `train`.
+        embeddings: (utterances, embedding_size).
+        speakers: the name of each utterance's speaker.
         lda_size: as in `fit_lda`.
-        shrinkage: as in `fit_lda`.
-        plda_iterations: of expectation maximization.
+        plda_iterations: as in `fit_plda`.
         averaged: as in `PLDA`.
-        batch_size: utterances embedded at a time.
-        num_workers: processes that read ahead.
-        seed: of the draws of randomized defenses.
-
-    Returns:
-        The recognizer on the CPU; it shares all but the scorer with the one given.
+        shrinkage: as in `fit_lda`.
 
     Raises:
-        ValueError: an utterance that is too short, or too few for the sizes of embeddings and LDA.
+        ValueError: as `fit_lda` and `fit_plda`.
     """
-    output.mkdir(parents=True, exist_ok=True)
-    names = [utterance.speaker for utterance in utterances.utterances]
-    embeddings = embed(recognizer, utterances, batch_size, seed, num_workers, "embeddings").cpu().double()
+    embeddings = embeddings.cpu().double()
     center = embeddings.mean(0)
-    lda = fit_lda(embeddings - center, names, lda_size, shrinkage)
+    lda = fit_lda(embeddings - center, speakers, lda_size, shrinkage)
     reduced = (embeddings - center) @ lda[:, :-1].T + lda[:, -1]
-    scorer = PLDA.of(center, lda, fit_plda(normalize_length(reduced), names, plda_iterations), averaged)
-    defenses = list(recognizer.defenses)
-    made = Recognizer(recognizer.features, recognizer.backbone, scorer, defenses).cpu().eval()  # type: ignore[arg-type]
-    scorer.to_kaldi(*(output / name for name in ("mean.vec", "transform.txt", "plda.txt")))
-    save_recognizer(made, output / "recognizer.ckpt")
+    return PLDA.of(center, lda, fit_plda(normalize_length(reduced), speakers, plda_iterations), averaged)
+
+
+def write(recognizer: Recognizer, output: Path) -> None:
+    """Write a recognizer with PLDA to a folder, and PLDA as Kaldi texts; files of these names are replaced."""
+    save_recognizer(recognizer, output / "recognizer.ckpt")
+    recognizer.scorer.to_kaldi(*(output / name for name in ("mean.vec", "transform.txt", "plda.txt")))  # type: ignore[operator]
     Console().print(
-        f"Trained on {len(names)} utterances or segments of {len(set(names))} speakers: {output}. "
-        f"Enroll with python -m sec4sr_pl.enrollment --checkpoint {output / 'recognizer.ckpt'}",
+        f"Trained: {output}. Enroll with python -m sec4sr_pl.enrollment --checkpoint {output / 'recognizer.ckpt'}",
         soft_wrap=True,
     )
-    return made
 
 
 def train(
@@ -76,9 +61,9 @@ def train(
     data: SpeakerData,
     output: Path,
     lda_size: int = 60,
-    shrinkage: float = 0.0,
     plda_iterations: int = 10,
     averaged: Literal["before", "after"] = "after",
+    shrinkage: float = 0.0,
     batch_size: int = 16,
     num_workers: int = 0,
     device: str = "cpu",
@@ -95,10 +80,10 @@ def train(
         output: folder of the models: recognizer.ckpt with nobody enrolled, for python -m sec4sr_pl.enrollment, and
             Kaldi's mean.vec, transform.txt and plda.txt.
         lda_size: dimensions after LDA: fewer than speakers, and at most those of an embedding.
-        shrinkage: of the covariance within speakers in LDA, from 0 to 1: for few utterances, or for speakers on whom
-            the recognizer was trained, whose embeddings vary too little.
         plda_iterations: of expectation maximization.
         averaged: how PLDA enrolls: before, as in Kaldi, or after, as in the SEC4SR paper.
+        shrinkage: of the covariance within speakers in LDA, from 0 to 1: for few utterances, or for speakers on whom
+            the recognizer was trained, whose embeddings vary too little.
         batch_size: utterances embedded at a time.
         num_workers: processes that read ahead.
         device: cpu, cuda, ...
@@ -108,18 +93,13 @@ def train(
     Raises:
         ValueError: anything above that can't be used.
     """
-    return fit_backend(
-        load_recognizer(checkpoint, trusted).to(device),
-        data.dataset("train"),
-        output,
-        lda_size,
-        shrinkage,
-        plda_iterations,
-        averaged,
-        batch_size,
-        num_workers,
-        seed,
-    )
+    recognizer, utterances = load_recognizer(checkpoint, trusted).to(device), data.dataset("train")
+    speakers = [utterance.speaker for utterance in utterances.utterances]
+    embeddings = embed(recognizer, utterances, batch_size, seed, num_workers, "embeddings")
+    scorer = fit_backend(embeddings, speakers, lda_size, plda_iterations, averaged, shrinkage)
+    made = Recognizer(recognizer.features, recognizer.backbone, scorer, list(recognizer.defenses))  # type: ignore[arg-type]
+    write(made.cpu().eval(), output)
+    return made
 
 
 def main(args: list[str] | None = None) -> Recognizer:
