@@ -9,7 +9,9 @@ from typing import Literal, NamedTuple
 import torch
 from jsonargparse import ActionConfigFile, ArgumentParser  # type: ignore[attr-defined]
 from rich.console import Console
+from rich.progress import track
 from torch import Tensor
+from torch.utils.data import DataLoader
 
 from sec4sr_pl import metrics
 from sec4sr_pl.checkpoint import load_recognizer, save_recognizer
@@ -38,17 +40,32 @@ class Calibration(NamedTuple):
 
 
 @torch.no_grad()
-def embed(recognizer: Recognizer, utterances: Utterances, batch_size: int = 16, seed: int = 0) -> Tensor:
+def embed(
+    recognizer: Recognizer,
+    utterances: Utterances,
+    batch_size: int = 16,
+    seed: int = 0,
+    num_workers: int = 0,
+    label: str | None = None,
+) -> Tensor:
     """(utterances, embedding) through the recognizer's defenses, whose draws come from (seed, names of a batch).
+
+    Args:
+        recognizer: on any device, where the embeddings stay.
+        utterances: in the order of the embeddings.
+        batch_size: utterances embedded at a time.
+        seed: of the draws of randomized defenses.
+        num_workers: processes that read ahead.
+        label: stands beside a progress bar; None: no bar.
 
     Raises:
         ValueError: an utterance that is too short.
     """
     like = recognizer.scorer.threshold
+    own = torch.Generator()  # a loader draws a number that nobody needs: not from a training's generator
+    loader = DataLoader(utterances, batch_size, num_workers=num_workers, collate_fn=collate, generator=own)
     embeddings = []
-    for first in range(0, len(utterances), batch_size):
-        rows = range(first, min(first + batch_size, len(utterances)))
-        batch = collate([utterances[row] for row in rows])
+    for batch in track(loader, label or "", disable=label is None):
         recognizer.check(batch.waveforms, batch.lengths, batch.names)
         recognizer.seed(key(seed, *batch.names, "enrollment"))
         embeddings.append(recognizer.embed(batch.waveforms.to(like), batch.lengths.to(like.device)))

@@ -258,6 +258,12 @@ class PLDA(EnrolledScorer):
         """
         return cls.of(kaldi.read_vector(mean), kaldi.read_matrix(transform), kaldi.read_plda(plda), averaged)
 
+    def to_kaldi(self, mean: Path, transform: Path, plda: Path) -> None:
+        """The inverse of `from_kaldi`, to the last bit; who is enrolled is not written."""
+        kaldi.write_vector(mean, self.center)
+        kaldi.write_matrix(transform, self.lda)
+        kaldi.write_plda(plda, kaldi.PLDAModel(self.mean, self.transform, self.psi))
+
     def project(self, embeddings: Tensor, utterances: int = 1) -> Tensor:
         """(..., embedding_size) means of so many utterances -> (..., size) in PLDA's basis."""
         reduced = (embeddings - self.center) @ self.lda[:, :-1].T + self.lda[:, -1]

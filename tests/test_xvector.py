@@ -43,6 +43,16 @@ def test_xvectors_are_those_of_plain_layers(model: XVector, speech: tuple[Tensor
         assert_close(vector, plain_xvector(model, row[:length]), rtol=1e-4, atol=1e-4)
 
 
+def test_a_smaller_network_is_made_of_the_same_layers() -> None:
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        network = XVector(20, channels=24, pooled=40, embedding_size=12).eval()
+    frames = torch.randn(50, 20, generator=torch.Generator().manual_seed(0))
+    (vector,) = network(frames[None])
+    assert vector.shape == (network.embedding_size,) == (12,)
+    assert_close(vector, plain_xvector(network, frames), rtol=1e-4, atol=1e-4)
+
+
 def test_two_pooled_frames_are_the_fewest_that_have_a_deviation(model: XVector) -> None:
     frames = torch.randn(1, XVector.minimum_frames, 30, generator=torch.Generator().manual_seed(0))
     assert_close(model(frames)[0], plain_xvector(model, frames[0]), rtol=1e-4, atol=1e-4)

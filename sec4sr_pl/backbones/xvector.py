@@ -11,7 +11,7 @@ from sec4sr_pl.types import full_lengths, valid_mask
 
 
 class XVector(nn.Module):
-    """Five convolutions over time, the mean and deviation of each channel, and a linear layer: (batch, 512) embeddings.
+    """Five convolutions over time, the mean and deviation of each channel, and a linear layer: (batch, embedding_size).
 
     Convolutions see no padding, so that an utterance loses 30 frames; the deviation needs two. Each is followed by ReLU
     and a batch norm without weights of its own. The names of the layers are those of the checkpoints of the SEC4SR
@@ -19,32 +19,34 @@ class XVector(nn.Module):
 
     Args:
         inputs: dimensions of a frame.
+        channels: of the first four convolutions.
+        pooled: channels of the fifth, over which mean and deviation are taken.
+        embedding_size: dimensions of an embedding.
 
     Source: Snyder et al., "X-vectors: robust DNN embeddings for speaker recognition", 2018.
     """
 
-    embedding_size = 512
     minimum_frames = 32
     masked = True
 
-    def __init__(self, inputs: int = 30) -> None:
+    def __init__(self, inputs: int = 30, channels: int = 512, pooled: int = 1500, embedding_size: int = 512) -> None:
         super().__init__()
-        self.inputs = inputs
-        self.tdnn1 = nn.Conv1d(inputs, 512, 5)
-        self.tdnn2 = nn.Conv1d(512, 512, 5, dilation=2)
-        self.tdnn3 = nn.Conv1d(512, 512, 7, dilation=3)
-        self.tdnn4 = nn.Conv1d(512, 512, 1)
-        self.tdnn5 = nn.Conv1d(512, 1500, 1)
-        self.bn_tdnn1 = nn.BatchNorm1d(512, affine=False)
-        self.bn_tdnn2 = nn.BatchNorm1d(512, affine=False)
-        self.bn_tdnn3 = nn.BatchNorm1d(512, affine=False)
-        self.bn_tdnn4 = nn.BatchNorm1d(512, affine=False)
-        self.bn_tdnn5 = nn.BatchNorm1d(1500, affine=False)
-        self.fc1 = nn.Linear(3000, self.embedding_size)
+        self.inputs, self.channels, self.pooled, self.embedding_size = inputs, channels, pooled, embedding_size
+        self.tdnn1 = nn.Conv1d(inputs, channels, 5)
+        self.tdnn2 = nn.Conv1d(channels, channels, 5, dilation=2)
+        self.tdnn3 = nn.Conv1d(channels, channels, 7, dilation=3)
+        self.tdnn4 = nn.Conv1d(channels, channels, 1)
+        self.tdnn5 = nn.Conv1d(channels, pooled, 1)
+        self.bn_tdnn1 = nn.BatchNorm1d(channels, affine=False)
+        self.bn_tdnn2 = nn.BatchNorm1d(channels, affine=False)
+        self.bn_tdnn3 = nn.BatchNorm1d(channels, affine=False)
+        self.bn_tdnn4 = nn.BatchNorm1d(channels, affine=False)
+        self.bn_tdnn5 = nn.BatchNorm1d(pooled, affine=False)
+        self.fc1 = nn.Linear(2 * pooled, embedding_size)
 
     @classmethod
     def pretrained(cls, weights: Path) -> "XVector":
-        """The network with the weights of a state dict, of which layers behind the embedding are left out.
+        """The network of the paper with the weights of a state dict, of which layers behind the embedding are left out.
 
         Args:
             weights: a file of torch.save that holds tensors and plain data alone.

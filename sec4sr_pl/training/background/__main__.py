@@ -6,17 +6,14 @@ from typing import Literal
 
 import torch
 from jsonargparse import auto_cli
-from rich.console import Console
 
 from sec4sr_pl import kaldi
 from sec4sr_pl.allocator import keep_large_blocks
 from sec4sr_pl.backbones import IVector
-from sec4sr_pl.checkpoint import save_recognizer
 from sec4sr_pl.features import MFCC, EnergyVAD
 from sec4sr_pl.recognizer import Recognizer
-from sec4sr_pl.scoring import PLDA, normalize_length
+from sec4sr_pl.training.background.backend import fit_backend, write
 from sec4sr_pl.training.background.corpus import Corpus, background
-from sec4sr_pl.training.background.discriminant import fit_lda, fit_plda
 from sec4sr_pl.training.background.extractor import fit_extractor
 from sec4sr_pl.training.background.mixture import fit_gmm
 
@@ -78,24 +75,12 @@ def train(
     gmm = fit_gmm(corpus, components, gmm_iterations, seed=seed, path=state / "gmm.pt")
     extractor = fit_extractor(gmm, corpus, embedding_size, extractor_iterations, seed, state / "extractor.pt")
     backbone = IVector.of(gmm, extractor)
-    embeddings = torch.cat([backbone(*batch) for batch in corpus]).cpu().double()
-    names = [piece.speaker for piece in pieces]
-    center = embeddings.mean(0)
-    lda = fit_lda(embeddings - center, names, lda_size)
-    reduced = (embeddings - center) @ lda[:, :-1].T + lda[:, -1]
-    plda = fit_plda(normalize_length(reduced), names, plda_iterations)
-    recognizer = Recognizer(features.cpu(), backbone.cpu(), PLDA.of(center, lda, plda, averaged)).eval()
+    embeddings = torch.cat([backbone(*batch) for batch in corpus])
+    scorer = fit_backend(embeddings, [piece.speaker for piece in pieces], lda_size, plda_iterations, averaged)
     kaldi.write_gmm(output / "final_ubm.txt", gmm)
     kaldi.write_extractor(output / "final_ie.txt", extractor)
-    kaldi.write_vector(output / "mean.vec", center)
-    kaldi.write_matrix(output / "transform.txt", lda)
-    kaldi.write_plda(output / "plda.txt", plda)
-    save_recognizer(recognizer, output / "recognizer.ckpt")
-    Console().print(
-        f"Trained on {len(pieces)} segments of {len(set(names))} speakers: {output}. "
-        f"Enroll with python -m sec4sr_pl.enrollment --checkpoint {output / 'recognizer.ckpt'}",
-        soft_wrap=True,
-    )
+    recognizer = Recognizer(features, backbone, scorer).cpu().eval()
+    write(recognizer, output)
     return recognizer
 
 

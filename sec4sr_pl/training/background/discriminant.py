@@ -44,19 +44,42 @@ class Scatter(NamedTuple):
         around = vectors - means[index]
         return cls(counts.astype(np.float64), means, around.T @ around)
 
+    def covariance(self, shrinkage: float = 0.0) -> Matrix:
+        """(size, size) within speakers, mixed with so large a share of their mean variance in every direction.
 
-def fit_lda(embeddings: Tensor, speakers: Sequence[str], size: int) -> Tensor:
+        Raises:
+            ValueError: a share outside [0, 1], or 0 and too few embeddings for a variance in every direction.
+        """
+        size, speakers, total = len(self.within), len(self.counts), int(self.counts.sum())
+        if not 0.0 <= shrinkage <= 1.0:
+            raise ValueError(f"Expected shrinkage in [0, 1], got {shrinkage}")
+        if not shrinkage and total < speakers + size:
+            raise ValueError(
+                f"Expected at least {speakers + size} embeddings, as many as speakers and dimensions together, for a "
+                f"variance within speakers in every direction, got {total} of {speakers} speakers in {size} dimensions"
+            )
+        covariance: Matrix = self.within / total
+        spread = np.trace(covariance) / size * np.eye(size)
+        mixed: Matrix = (1.0 - shrinkage) * covariance + shrinkage * spread
+        return mixed
+
+
+def fit_lda(embeddings: Tensor, speakers: Sequence[str], size: int, shrinkage: float = 0.0) -> Tensor:
     """(size, embedding_size + 1) transform, the last column an offset: the directions that tell speakers best apart.
 
-    Transformed embeddings have the mean 0 and the covariance I within speakers.
+    Transformed embeddings have the mean 0 and, without shrinkage, the covariance I within speakers.
 
     Args:
         embeddings: (utterances, embedding_size).
         speakers: the name of each utterance's speaker.
         size: dimensions, at most embedding_size and the number of speakers less one.
+        shrinkage: of the covariance within speakers, from 0 to 1, towards the same variance in every direction: for few
+            embeddings of many dimensions, or of a network that was trained on the same speakers, which vary too little.
 
     Raises:
-        ValueError: as `Scatter.of`; also a size that is too large.
+        ValueError: as `Scatter.of` and `Scatter.covariance`; also a size that is too large.
+
+    Source: for shrinkage, Friedman, "Regularized discriminant analysis", 1989.
     """
     scatter = Scatter.of(embeddings, speakers)
     most = min(embeddings.shape[1], len(scatter.counts) - 1)
@@ -66,7 +89,7 @@ def fit_lda(embeddings: Tensor, speakers: Sequence[str], size: int) -> Tensor:
     mean = scatter.counts @ scatter.means / total
     around = scatter.means - mean
     between = around.T @ (scatter.counts[:, None] * around) / total
-    directions = eigh(between, scatter.within / total)[1].T[::-1][:size]
+    directions = diagonal(between, scatter.covariance(shrinkage))[1][:size]
     return torch.from_numpy(np.column_stack([directions, -directions @ mean]))
 
 
@@ -81,15 +104,14 @@ def fit_plda(embeddings: Tensor, speakers: Sequence[str], iterations: int = 10) 
         iterations: of expectation maximization.
 
     Raises:
-        ValueError: as `Scatter.of`.
+        ValueError: as `Scatter.of` and `Scatter.covariance`.
 
     Source: the two-covariance model of Brummer and de Villiers, "The speaker partitioning problem", 2010.
     """
     scatter = Scatter.of(embeddings, speakers)
-    total = scatter.counts.sum()
     mean = scatter.means.mean(0)
     around = scatter.means - mean
-    between, within = around.T @ around / len(around), scatter.within / total
+    between, within = around.T @ around / len(around), scatter.covariance()
     for _ in range(iterations):
         between, within = improve(scatter, around, between, within)
     psi, transform = diagonal(between, within)

@@ -1,0 +1,121 @@
+"""LDA and PLDA behind the embeddings of any recognizer: `python -m sec4sr_pl.training.background.backend`."""
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Literal
+
+from jsonargparse import auto_cli
+from rich.console import Console
+from torch import Tensor
+
+from sec4sr_pl.allocator import keep_large_blocks
+from sec4sr_pl.checkpoint import load_recognizer, save_recognizer
+from sec4sr_pl.data import SpeakerData
+from sec4sr_pl.enrollment import embed
+from sec4sr_pl.recognizer import Recognizer
+from sec4sr_pl.scoring import PLDA, normalize_length
+from sec4sr_pl.training.background.discriminant import fit_lda, fit_plda
+
+
+def fit_backend(
+    embeddings: Tensor,
+    speakers: Sequence[str],
+    lda_size: int = 60,
+    plda_iterations: int = 10,
+    averaged: Literal["before", "after"] = "after",
+    shrinkage: float = 0.0,
+) -> PLDA:
+    """A scorer with nobody enrolled: embeddings are centered, reduced by LDA, scaled to one length, scored by PLDA.
+
+    Args:
+        embeddings: (utterances, embedding_size).
+        speakers: the name of each utterance's speaker.
+        lda_size: as in `fit_lda`.
+        plda_iterations: as in `fit_plda`.
+        averaged: as in `PLDA`.
+        shrinkage: as in `fit_lda`.
+
+    Raises:
+        ValueError: as `fit_lda` and `fit_plda`.
+    """
+    embeddings = embeddings.cpu().double()
+    center = embeddings.mean(0)
+    lda = fit_lda(embeddings - center, speakers, lda_size, shrinkage)
+    reduced = (embeddings - center) @ lda[:, :-1].T + lda[:, -1]
+    return PLDA.of(center, lda, fit_plda(normalize_length(reduced), speakers, plda_iterations), averaged)
+
+
+def write(recognizer: Recognizer, output: Path) -> None:
+    """Write a recognizer with PLDA to a folder, and PLDA as Kaldi texts; files of these names are replaced."""
+    save_recognizer(recognizer, output / "recognizer.ckpt")
+    recognizer.scorer.to_kaldi(*(output / name for name in ("mean.vec", "transform.txt", "plda.txt")))  # type: ignore[operator]
+    Console().print(
+        f"Trained: {output}. Enroll with python -m sec4sr_pl.enrollment --checkpoint {output / 'recognizer.ckpt'}",
+        soft_wrap=True,
+    )
+
+
+def train(
+    checkpoint: Path,
+    data: SpeakerData,
+    output: Path,
+    lda_size: int = 60,
+    plda_iterations: int = 10,
+    averaged: Literal["before", "after"] = "after",
+    shrinkage: float = 0.0,
+    batch_size: int = 16,
+    num_workers: int = 0,
+    device: str = "cpu",
+    seed: int = 0,
+    trusted: Sequence[str] = ("sec4sr_pl",),
+) -> Recognizer:
+    """Train centering, LDA and PLDA for the embeddings of a trained recognizer; write it so, and as Kaldi texts.
+
+    Nothing is kept of a run that was stopped. Files of an earlier run in the same folder are replaced, each as a whole.
+
+    Args:
+        checkpoint: the recognizer; of train.py, or one that another command wrote. Its scorer is left out.
+        data: its training utterances are embedded, e.g. configs/data/background201.yaml, which cuts them into segments.
+        output: folder of the models: recognizer.ckpt with nobody enrolled, for python -m sec4sr_pl.enrollment, and
+            Kaldi's mean.vec, transform.txt and plda.txt.
+        lda_size: dimensions after LDA: fewer than speakers, and at most those of an embedding.
+        plda_iterations: of expectation maximization.
+        averaged: how PLDA enrolls: before, as in Kaldi, or after, as in the SEC4SR paper.
+        shrinkage: of the covariance within speakers in LDA, from 0 to 1: for few utterances, or for speakers on whom
+            the recognizer was trained, whose embeddings vary too little.
+        batch_size: utterances embedded at a time.
+        num_workers: processes that read ahead.
+        device: cpu, cuda, ...
+        seed: of the draws of randomized defenses.
+        trusted: packages whose classes the checkpoint may name.
+
+    Raises:
+        ValueError: anything above that can't be used.
+    """
+    recognizer, utterances = load_recognizer(checkpoint, trusted).to(device), data.dataset("train")
+    speakers = [utterance.speaker for utterance in utterances.utterances]
+    embeddings = embed(recognizer, utterances, batch_size, seed, num_workers, "embeddings")
+    scorer = fit_backend(embeddings, speakers, lda_size, plda_iterations, averaged, shrinkage)
+    made = Recognizer(recognizer.features, recognizer.backbone, scorer, list(recognizer.defenses))  # type: ignore[arg-type]
+    write(made.cpu().eval(), output)
+    return made
+
+
+def main(args: list[str] | None = None) -> Recognizer:
+    """Run the command line; an error of its user ends it with one line on stderr and status 1.
+
+    Args:
+        args: default: those of the process.
+    """
+    name = "python -m sec4sr_pl.training.background.backend"
+    try:
+        trained: Recognizer = auto_cli(train, args=args, as_positional=False, prog=name)
+    except (ValueError, OSError, ImportError) as error:
+        sys.exit(f"{name}: error: {' '.join(str(error).split())}")
+    return trained
+
+
+if __name__ == "__main__":
+    keep_large_blocks()
+    main()
