@@ -162,24 +162,20 @@ class APGD(Attack):
         self, rows: Rows, goal: Objective, direction: Objective, gradient: bool
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Mean over draws of loss, its gradient and the goal's margin; and success in every draw."""
-        losses, margins, slope = [], [], torch.zeros_like(rows.x)
-        for _ in range(self.draws):
-            if gradient:
-                scores, found = scores_and_gradient(
-                    self.source,
-                    rows.score,
-                    rows.x,
-                    rows.lengths,
-                    lambda s: attack_loss(self.loss, direction, s, rows.aims),
-                    rows.generators,
-                )
-                slope += found
-            else:
-                scores = rows.score(rows.x, rows.lengths)
-            losses.append(attack_loss(self.loss, direction, scores, rows.aims))
-            margins.append(goal.loss(scores, rows.labels))
-        loss, margin = torch.stack(losses).to(slope), torch.stack(margins).to(slope)
-        return loss.mean(0), slope, margin.mean(0), (margin < 0.0).all(0)
+
+        def loss(scores: Tensor) -> Tensor:
+            return attack_loss(self.loss, direction, scores, rows.aims)
+
+        if gradient:
+            scores, slope = scores_and_gradient(
+                self.source, rows.score, rows.x, rows.lengths, loss, rows.generators, self.draws
+            )
+        else:
+            scores = torch.stack([rows.score(rows.x, rows.lengths) for _ in range(self.draws)])
+            slope = torch.zeros_like(rows.x)
+        losses = torch.stack([loss(draw) for draw in scores]).to(slope)
+        margins = torch.stack([goal.loss(draw, rows.labels) for draw in scores]).to(slope)
+        return losses.mean(0), slope, margins.mean(0), (margins < 0.0).all(0)
 
 
 class TargetedAPGD(APGD):

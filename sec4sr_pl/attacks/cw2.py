@@ -26,12 +26,12 @@ FALL = 0.01
 class CW2(Attack):
     """Carlini and Wagner's attack: the smallest change, norm L2, without a ball.
 
-    Minimizes |x' - x|^2 + c max(0, margin) over w with x' = tanh(w + atanh(0.999999 x)) by Adam, fresh for each c,
-    whose learning rate falls to a hundredth (the paper's stays), and searches for c by bisection. Keeps the smallest
-    change of all steps that achieves the goal, with its confidence and in every draw; where there is none, the
-    utterance comes back as it was. Each utterance has its own c, descent and end: one whose descent stalls (compared
-    every tenth of `steps`) waits for the next c, one that needs no change leaves at once. Host synchronizations: a few
-    a step.
+    Minimizes |x' - x|^2 + c max(0, margin) over w with x' = tanh(w + atanh(0.999999 x)) by Adam, fresh for each c, and
+    searches for c by bisection. Once a c has achieved the goal, the learning rate of each further descent falls to a
+    hundredth (the paper's stays). Keeps the smallest change of all steps that achieves the goal, with its confidence
+    and in every draw; where there is none, the utterance comes back as it was. Each utterance has its own c, descent
+    and end: one whose descent stalls (compared every tenth of `steps`) waits for the next c, one that needs no change
+    leaves at once. Host synchronizations: a few a step.
 
     Args:
         confidence: margin by which the goal must be exceeded; it takes the place of the objective's.
@@ -122,6 +122,7 @@ class CW2(Attack):
         rows.origin = torch.atanh(INSIDE * rows.clean)
         rows.w, rows.mean, rows.square = (torch.zeros_like(rows.clean) for _ in range(3))
         rows.checked = torch.full_like(rows.const, torch.inf)
+        rows.fall = torch.where(smallest[rows.index].isfinite(), FALL, 1.0)
         for step in range(self.steps + 1):  # the last evaluates only
             x = torch.tanh(rows.w + rows.origin)
             margin, gradient, achieved = self.look(rows, x, objective)
@@ -142,21 +143,21 @@ class CW2(Attack):
             rows.square = 0.999 * rows.square + 0.001 * slope.square()
             update = rows.mean / (1.0 - 0.9 ** (step + 1))
             update /= (rows.square / (1.0 - 0.999 ** (step + 1))).sqrt() + 1e-8
-            rows.w = rows.w - self.learning_rate * FALL ** (step / self.steps) * update
+            rows.w = rows.w - self.learning_rate * (rows.fall ** (step / self.steps)).unsqueeze(1) * update
             if not rows.keep(going):
                 break
         return found
 
     def look(self, rows: Rows, x: Tensor, objective: Objective) -> tuple[Tensor, Tensor, Tensor]:
         """Mean over draws of max(0, margin), its gradient, and success in every draw, each by row."""
-        total, slope = torch.zeros_like(rows.const), torch.zeros_like(x)
-        achieved = torch.ones_like(rows.const, dtype=torch.bool)
-        for _ in range(self.draws):
-            scores, gradient = scores_and_gradient(
-                self.source, rows.score, x, rows.lengths, lambda s: objective.loss(s, rows.labels), rows.generators
-            )
-            margin = objective.loss(scores, rows.labels).to(total)
-            total += margin.clamp_min(0.0)
-            slope += gradient * (margin > 0.0).unsqueeze(1)
-            achieved &= margin < 0.0
-        return total / self.draws, slope / self.draws, achieved
+        scores, slope = scores_and_gradient(
+            self.source,
+            rows.score,
+            x,
+            rows.lengths,
+            lambda s: objective.loss(s, rows.labels).clamp_min(0.0),
+            rows.generators,
+            self.draws,
+        )
+        margins = torch.stack([objective.loss(draw, rows.labels) for draw in scores]).to(slope)
+        return margins.clamp_min(0.0).mean(0), slope, (margins < 0.0).all(0)

@@ -171,18 +171,16 @@ class PGD(Attack):
         objective: Objective,
         generator: Generators = None,
     ) -> Tensor:
-        """The gradient of the loss, (batch, time), summed over `draws` passes."""
-        total = torch.zeros_like(waveforms)
-        for _ in range(self.draws):
-            total += scores_and_gradient(
-                self.source,
-                score,
-                waveforms,
-                lengths,
-                lambda scores: attack_loss(self.loss, objective, scores, labels),
-                generator,
-            )[1]
-        return total
+        """The gradient of the loss, (batch, time), its mean over `draws` passes."""
+        return scores_and_gradient(
+            self.source,
+            score,
+            waveforms,
+            lengths,
+            lambda scores: attack_loss(self.loss, objective, scores, labels),
+            generator,
+            self.draws,
+        )[1]
 
 
 class FGSM(PGD):

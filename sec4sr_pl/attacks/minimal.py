@@ -129,17 +129,14 @@ class FMN(Attack):
 
     def look(self, rows: Rows, objective: Objective) -> tuple[Tensor, Tensor, Tensor]:
         """Mean over draws of the margin and of its gradient, and success in every draw, each by row."""
-        margins, slope = [], torch.zeros_like(rows.change)
-        for _ in range(self.draws):
-            scores, gradient = scores_and_gradient(
-                self.source,
-                rows.score,
-                rows.clean + rows.change,
-                rows.lengths,
-                lambda s: objective.loss(s, rows.labels),
-                rows.generators,
-            )
-            slope += gradient
-            margins.append(objective.loss(scores, rows.labels))
-        margin = torch.stack(margins).to(slope)
-        return margin.mean(0), slope / self.draws, (margin < 0.0).all(0)
+        scores, slope = scores_and_gradient(
+            self.source,
+            rows.score,
+            rows.clean + rows.change,
+            rows.lengths,
+            lambda s: objective.loss(s, rows.labels),
+            rows.generators,
+            self.draws,
+        )
+        margins = torch.stack([objective.loss(draw, rows.labels) for draw in scores]).to(slope)
+        return margins.mean(0), slope, (margins < 0.0).all(0)

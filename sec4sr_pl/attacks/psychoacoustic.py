@@ -93,20 +93,17 @@ class PsychoacousticPGD(PGD):
         objective: Objective,
         generator: Generators,
     ) -> tuple[Tensor, Tensor]:
-        """Whether the goal is achieved in every draw, (batch,), and the gradient of the loss, summed over draws."""
-        achieved, total = torch.ones_like(labels, dtype=torch.bool), torch.zeros_like(x)
-        for _ in range(self.draws):
-            scores, gradient = scores_and_gradient(
-                self.source,
-                score,
-                x,
-                lengths,
-                lambda scores: attack_loss(self.loss, objective, scores, labels),
-                generator,
-            )
-            total += gradient
-            achieved &= objective.loss(scores, labels) < 0.0
-        return achieved, total
+        """Whether the goal is achieved in every draw, (batch,), and the mean gradient of the loss."""
+        scores, gradient = scores_and_gradient(
+            self.source,
+            score,
+            x,
+            lengths,
+            lambda s: attack_loss(self.loss, objective, s, labels),
+            generator,
+            self.draws,
+        )
+        return torch.stack([objective.loss(draw, labels) < 0.0 for draw in scores]).all(0), gradient
 
 
 def excess_and_gradient(masked: Masking, change: Tensor) -> tuple[Tensor, Tensor]:

@@ -107,9 +107,18 @@ def scores_and_gradient(
     lengths: Tensor,
     loss: LossOfScores,
     generators: Generators,
+    draws: int = 1,
 ) -> tuple[Tensor, Tensor]:
-    """What a source tells; None is back-propagation."""
-    return (BACK_PROPAGATION if source is None else source)(score, waveforms, lengths, loss, generators)
+    """Scores of each of `draws` passes, (draws, batch, speakers), and the mean of what a source takes for the gradient.
+
+    Without a source: back-propagation.
+    """
+    ask, found, total = BACK_PROPAGATION if source is None else source, [], torch.zeros_like(waveforms)
+    for _ in range(draws):
+        scores, gradient = ask(score, waveforms, lengths, loss, generators)
+        found.append(scores)
+        total += gradient
+    return torch.stack(found), total.div_(draws)
 
 
 def normal(count: int, like: Tensor, lengths: Tensor, generators: Generators) -> Tensor:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from sec4sr_pl.attacks.base import Generators, Score
-from sec4sr_pl.attacks.source import GradientSource, LossOfScores, scores_and_gradient, uniform
+from sec4sr_pl.attacks.source import BACK_PROPAGATION, GradientSource, LossOfScores, uniform
 from sec4sr_pl.types import mask_padding
 
 
@@ -42,7 +42,7 @@ class Transformed(GradientSource):
             changed = torch.cat([transform(copy) for copy in torch.split(points, batch)])
             return score(mask_padding(changed, valid), valid)
 
-        return scores_and_gradient(self.source, transformed, waveforms, lengths, loss, generators)
+        return (self.source or BACK_PROPAGATION)(transformed, waveforms, lengths, loss, generators)
 
 
 @dataclass(frozen=True)
