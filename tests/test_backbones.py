@@ -12,7 +12,7 @@ from torch.testing import assert_close
 
 from sec4sr_pl import backbones
 from sec4sr_pl.backbones import ECAPA, GE2E, AudioNet, IVector, ResNet, XVector
-from sec4sr_pl.features import MFCC, Fbank, FrontEnd, LogMel, Mel
+from sec4sr_pl.features import MFCC, EnergyVAD, Fbank, FrontEnd, LogMel, Mel
 from sec4sr_pl.recognizer import Recognizer
 from sec4sr_pl.types import valid_mask
 
@@ -51,17 +51,29 @@ def cepstra() -> MFCC:
     return MFCC(30, deltas=0)
 
 
+def voiced_cepstra() -> MFCC:
+    """That of x-vectors with voice activity detection, which drops about half of the frames."""
+    return MFCC(30, deltas=0, vad=EnergyVAD(2.5, 0.8, context=2, proportion=0.5))
+
+
+def voiced_slopes() -> MFCC:
+    """That of i-vectors likewise."""
+    return MFCC(vad=EnergyVAD(2.5, 0.8, context=2, proportion=0.5))
+
+
 TABLE = [
     Row(AudioNet, LogMel, 32),
     Row(audible_ge2e, Mel, 256),
     Row(small_ecapa, Fbank, 192),
     Row(small_resnet, Fbank, 256),
     Row(IVector, MFCC, 32),
+    Row(IVector, voiced_slopes, 32),
     Row(XVector, cepstra, 512),
+    Row(XVector, voiced_cepstra, 512),
 ]
 
 
-@pytest.fixture(params=TABLE, ids=[type(row.backbone()).__name__ for row in TABLE])
+@pytest.fixture(params=TABLE, ids=[f"{type(row.backbone()).__name__}-{row.features.__name__}" for row in TABLE])
 def row(request: pytest.FixtureRequest) -> Row:
     found: Row = request.param
     return found
