@@ -19,6 +19,19 @@ def best_above(scores: Tensor, threshold: Tensor) -> Tensor:
     return torch.where(best > threshold, index, REJECT)
 
 
+def fit(what: str, giver: nn.Module, given: str, taker: nn.Module, taken: str) -> None:
+    """Refuse a part that takes another size than the part before it gives, where both tell theirs.
+
+    Raises:
+        ValueError: sizes that differ.
+    """
+    came, expected = getattr(giver, given, None), getattr(taker, taken, None)
+    if came and expected and came != expected:  # a scorer in which nobody is enrolled may have size 0
+        raise ValueError(
+            f"{type(taker).__name__} takes {what} of {expected} dimensions, but {type(giver).__name__} gives {came}"
+        )
+
+
 class Recognizer(nn.Module):
     """A speaker recognizer: waveform -> front end -> backbone -> scores, with defenses where they say they act.
 
@@ -29,8 +42,8 @@ class Recognizer(nn.Module):
         defenses: applied in order, each after the stage that it names.
 
     Raises:
-        ValueError: a defense that names a stage the front end does not have, or a stage that may leave fewer frames
-            than what follows needs.
+        ValueError: frames or embeddings of another size than the next part takes, a defense that names a stage the
+            front end does not have, or a stage that may leave fewer frames than what follows needs.
 
     Attributes:
         minimum_samples: samples of the shortest utterance that the chain can score.
@@ -40,6 +53,8 @@ class Recognizer(nn.Module):
         self, features: FrontEnd, backbone: nn.Module, scorer: Scorer, defenses: Sequence[Defense] = ()
     ) -> None:
         super().__init__()
+        fit("frames", features, "frame_size", backbone, "inputs")
+        fit("embeddings", backbone, "embedding_size", scorer, "embedding_size")
         stages = ["waveform", *features.stages]
         for defense in defenses:
             if defense.after not in stages:

@@ -32,13 +32,13 @@ class GE2E(nn.Module):
     Resemblyzer's (https://github.com/resemble-ai/Resemblyzer, Apache 2.0).
     """
 
-    embedding_size = 256
+    inputs, embedding_size = 40, 256
     minimum_frames = TAIL + 2
     masked = True
 
     def __init__(self) -> None:
         super().__init__()
-        self.lstm = nn.LSTM(40, 256, num_layers=3, batch_first=True)
+        self.lstm = nn.LSTM(self.inputs, 256, num_layers=3, batch_first=True)
         self.linear = nn.Linear(256, self.embedding_size)
 
     @classmethod
