@@ -330,7 +330,7 @@ class MeanNormalization(nn.Module):
 
 
 class Fbank(FrontEnd):
-    """The front end of SpeechBrain's ECAPA and ResNet: 80 log-mel energies every 10 ms, without their mean.
+    """The front end of SpeechBrain's models: 80 log-mel energies every 10 ms, 24 for x-vectors, without their mean.
 
     Windows of 25 ms (Hamming), zeros around the utterance, symmetric triangular filters on the mel scale from 0 to
     8,000 Hz, in dB, none more than 80 dB below the utterance's greatest; then `cmvn` takes each band's mean away.
@@ -340,7 +340,7 @@ class Fbank(FrontEnd):
         window: samples of the Hamming window.
         hop: samples between frames.
 
-    Source: SpeechBrain, `Fbank` and `InputNormalization` as in spkrec-ecapa-voxceleb.
+    Source: SpeechBrain, `Fbank` and `InputNormalization` as in spkrec-ecapa-voxceleb and spkrec-xvect-voxceleb.
     """
 
     def __init__(self, mels: int = 80, window: int = 400, hop: int = 160) -> None:

@@ -11,7 +11,7 @@ from torch.nn import functional
 from torch.testing import assert_close
 
 from sec4sr_pl import backbones
-from sec4sr_pl.backbones import ECAPA, GE2E, AudioNet, IVector, ResNet, XVector
+from sec4sr_pl.backbones import ECAPA, GE2E, AudioNet, HubXVector, IVector, ResNet, XVector
 from sec4sr_pl.features import MFCC, EnergyVAD, Fbank, FrontEnd, LogMel, Mel
 from sec4sr_pl.recognizer import Recognizer
 from sec4sr_pl.types import valid_mask
@@ -46,6 +46,16 @@ def small_resnet() -> ResNet:
     return ResNet(channels=16)
 
 
+def small_hub_xvector() -> HubXVector:
+    """An eighth of the channels."""
+    return HubXVector(channels=64, pooled=192)
+
+
+def bands() -> Fbank:
+    """The front end of SpeechBrain's x-vectors."""
+    return Fbank(24)
+
+
 def cepstra() -> MFCC:
     """The front end of x-vectors."""
     return MFCC(30, deltas=0)
@@ -66,6 +76,7 @@ TABLE = [
     Row(audible_ge2e, Mel, 256),
     Row(small_ecapa, Fbank, 192),
     Row(small_resnet, Fbank, 256),
+    Row(small_hub_xvector, bands, 512),
     Row(IVector, MFCC, 32),
     Row(IVector, voiced_slopes, 32),
     Row(XVector, cepstra, 512),
