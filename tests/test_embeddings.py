@@ -111,7 +111,7 @@ def test_weights_of_the_hub_travel_in_a_checkpoint_without_their_folder(
     parser.add_argument("--backbone", type=nn.Module)
     path = f"sec4sr_pl.backbones.{name}.pretrained"
     config = parser.parse_args([f"--backbone={path}", f"--backbone.source={hub_folder}"])
-    backbone = parser.instantiate_classes(config).backbone
+    backbone = parser.instantiate(config).backbone
     recognizer = Recognizer(Fbank(backbone.inputs), backbone, ClosedSet(24, 2)).eval()
     save_recognizer(recognizer, hub_folder / "made.ckpt")
     (hub_folder / "embedding_model.ckpt").unlink()
