@@ -4,7 +4,6 @@ import hashlib
 import inspect
 import io
 import os
-import pickle
 import re
 from collections.abc import Mapping, Sequence
 from importlib import import_module
@@ -17,12 +16,10 @@ from torch import nn
 
 from sec4sr_pl.audio import Member
 from sec4sr_pl.recognizer import Recognizer
+from sec4sr_pl.weights import CheckpointError as CheckpointError
+from sec4sr_pl.weights import read_plain
 
 CHECKSUMS = "SHA256SUMS"
-
-
-class CheckpointError(ValueError):
-    """A checkpoint that can't be used, with what was expected, what came, and what to do."""
 
 
 def describe(value: Any) -> Any:
@@ -145,15 +142,7 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
     expected = read_checksums(path.parent).get(path.name)
     if expected is not None and checksum(path) != expected:
         raise CheckpointError(f"{path} does not have the SHA-256 {expected} of {CHECKSUMS}: fetch it again")
-    try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        raise CheckpointError(
-            f"{path} was refused: it holds more than tensors and plain data, which could run code, or is damaged. "
-            "Expected a checkpoint written by train.py or save_recognizer"
-        ) from error
-    except Exception as error:  # from a damaged file or a web page, torch.load raises anything
-        raise CheckpointError(f"{path} is damaged or no checkpoint: {type(error).__name__}: {error}") from error
+    content = read_plain(path)
     if not isinstance(content, dict) or not {"recognizer", "state_dict"} <= content.keys():
         raise CheckpointError(f"{path} describes no recognizer: expected one written by train.py or save_recognizer")
     return content

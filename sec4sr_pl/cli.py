@@ -27,6 +27,7 @@ import sec4sr_pl.losses  # noqa: F401  imported, so that YAML may name classes w
 from sec4sr_pl.allocator import keep_large_blocks
 from sec4sr_pl.callbacks import StopOnSigterm, WandbRun
 from sec4sr_pl.checkpoint import WholeCheckpoints, read_checkpoint
+from sec4sr_pl.command import unwrapped
 from sec4sr_pl.data import SpeakerData
 from sec4sr_pl.training import SpeakerModule
 
@@ -140,7 +141,7 @@ def check_writable(folder: Path) -> None:
         ) from error
 
 
-def last_line(error: Exception) -> str:
+def last_line(error: BaseException) -> str:
     """What an error says, without the traceback that a loader's worker puts before it."""
     text = str(error).strip()
     return text.splitlines()[-1].partition(": ")[2] if text.startswith("Caught ") else text
@@ -169,4 +170,4 @@ def train(args: list[str] | None = None) -> SpeakerCLI:
         rank_zero_only(sys.stderr.write)(f"train.py: {stop}\n")
         raise SystemExit(128 + signal.SIGTERM) from stop
     except (ValueError, OSError, ImportError, MisconfigurationException) as error:
-        raise SystemExit(f"train.py: error: {last_line(error)}") from error
+        raise SystemExit(f"train.py: error: {last_line(unwrapped(error))}") from error

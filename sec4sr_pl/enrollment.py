@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Literal, NamedTuple
 
 import torch
-from jsonargparse import ActionConfigFile, ArgumentParser  # type: ignore[attr-defined]
 from rich.console import Console
 from rich.progress import track
 from torch import Tensor
@@ -15,6 +14,7 @@ from torch.utils.data import DataLoader
 
 from sec4sr_pl import metrics
 from sec4sr_pl.checkpoint import load_recognizer, save_recognizer
+from sec4sr_pl.command import command
 from sec4sr_pl.data import SpeakerData
 from sec4sr_pl.data.base import Utterances, collate
 from sec4sr_pl.defenses import Defense
@@ -248,16 +248,9 @@ def main(args: list[str] | None = None) -> Recognizer:
     Args:
         args: default: those of the process.
     """
-    parser = ArgumentParser(prog="python -m sec4sr_pl.enrollment", description="Enroll speakers, set the threshold.")
-    parser.add_argument("--config", action=ActionConfigFile, help="a YAML file, e.g. one of configs/enroll")
-    parser.add_function_arguments(make, fail_untyped=False)
-    config = parser.parse_args(args)
-    try:
-        values = parser.instantiate_classes(config).as_dict()
-        values.pop("config", None)
-        return make(**values)
-    except (ValueError, OSError, ImportError) as error:
-        parser.exit(1, f"{parser.prog}: error: {' '.join(str(error).split())}\n")
+    return command(
+        make, "python -m sec4sr_pl.enrollment", "Enroll speakers, set the threshold.", "configs/enroll", args
+    )
 
 
 if __name__ == "__main__":

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Literal
 
 import torch
-from jsonargparse import ActionConfigFile, ArgumentParser  # type: ignore[attr-defined]
 from lightning_fabric import Fabric
 from lightning_fabric.strategies.ddp import DDPStrategy
 from lightning_fabric.utilities.exceptions import MisconfigurationException
@@ -17,6 +16,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from sec4sr_pl.allocator import keep_large_blocks
 from sec4sr_pl.attacks import Attack
 from sec4sr_pl.checkpoint import checksum, load_recognizer
+from sec4sr_pl.command import command
 from sec4sr_pl.data import SpeakerData
 from sec4sr_pl.data.base import Utterances
 from sec4sr_pl.data.manifest import Utterance, label
@@ -214,13 +214,6 @@ def main(args: list[str] | None = None) -> Summary | None:
         args: default: those of the process.
     """
     keep_large_blocks()
-    parser = ArgumentParser(prog="evaluate.py", description="Attack the recognizer of a checkpoint on a data set.")
-    parser.add_argument("--config", action=ActionConfigFile, help="a YAML file, e.g. one of configs/evaluate")
-    parser.add_function_arguments(evaluate, fail_untyped=False)
-    config = parser.parse_args(args)
-    try:
-        values = parser.instantiate_classes(config).as_dict()
-        values.pop("config", None)
-        return evaluate(**values)
-    except (ValueError, OSError, ImportError) as error:
-        parser.exit(1, f"{parser.prog}: error: {' '.join(str(error).split())}\n")
+    return command(
+        evaluate, "evaluate.py", "Attack the recognizer of a checkpoint on a data set.", "configs/evaluate", args
+    )

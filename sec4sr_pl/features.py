@@ -22,7 +22,9 @@ class FrontEnd(nn.Module):
     """An ordered chain of named stages.
 
     Args:
-        stages: name -> module (signal, lengths) -> (signal, lengths), in the order in which they run.
+        stages: name -> module (signal, lengths) -> (signal, lengths), in the order in which they run. Each tells by
+            `minimum_input(positions)` what it needs to leave that many; one that may leave rows of one length
+            different lengths has the attribute `selects = True`.
     """
 
     frame_size: int
@@ -328,7 +330,7 @@ class MeanNormalization(nn.Module):
 
 
 class Fbank(FrontEnd):
-    """The front end of SpeechBrain's ECAPA and ResNet: 80 log-mel energies every 10 ms, without their mean.
+    """The front end of SpeechBrain's models: 80 log-mel energies every 10 ms, 24 for x-vectors, without their mean.
 
     Windows of 25 ms (Hamming), zeros around the utterance, symmetric triangular filters on the mel scale from 0 to
     8,000 Hz, in dB, none more than 80 dB below the utterance's greatest; then `cmvn` takes each band's mean away.
@@ -338,7 +340,7 @@ class Fbank(FrontEnd):
         window: samples of the Hamming window.
         hop: samples between frames.
 
-    Source: SpeechBrain, `Fbank` and `InputNormalization` as in spkrec-ecapa-voxceleb.
+    Source: SpeechBrain, `Fbank` and `InputNormalization` as in spkrec-ecapa-voxceleb and spkrec-xvect-voxceleb.
     """
 
     def __init__(self, mels: int = 80, window: int = 400, hop: int = 160) -> None:
@@ -488,7 +490,7 @@ class EnergyVAD(nn.Module):
         mean_scale: share of the utterance's mean log energy that is added to the threshold.
         context: frames to each side.
         proportion: of these frames and the one itself, that must be loud.
-        fewest: an utterance with fewer voiced frames keeps all of its frames.
+        fewest: an utterance that would be left with fewer frames keeps all that it has.
 
     Raises:
         ValueError: a proportion outside (0, 1], or a negative context.
@@ -519,8 +521,7 @@ class EnergyVAD(nn.Module):
         around = torch.stack([loud, valid], dim=1).to(energies.dtype)
         kernel = around.new_ones(2, 1, 2 * self.context + 1)
         count, of = functional.conv1d(around, kernel, padding=self.context, groups=2).unbind(1)
-        voiced = valid & (count >= of * self.proportion)
-        return torch.where((voiced.sum(1) < self.fewest).unsqueeze(1), valid, voiced)
+        return valid & (count >= of * self.proportion)
 
 
 class MarkedMean(SlidingMean):
@@ -540,23 +541,35 @@ class Final(nn.Module):
     """The frames that the backbone hears: all, or those that are marked as voiced, in their order.
 
     Args:
-        marked: whether the last dimension is the mark of `MarkedMean`. Means of frames, as `FeCo` makes them, count as
-            voiced where most of their frames do.
+        fewest: an utterance with fewer marked frames keeps all of them; None: frames have no mark. The mark is the last
+            dimension, which `MarkedMean` adds. Means of frames, as `FeCo` makes them, count as voiced where most of
+            their frames do.
     """
 
-    def __init__(self, marked: bool) -> None:
+    def __init__(self, fewest: int | None = None) -> None:
         super().__init__()
-        self.marked = marked
+        self.fewest, self.selects = fewest, fewest is not None
 
     def minimum_input(self, frames: int) -> int:
-        """As many frames as asked for: fewer are voiced only where all are kept."""
+        """As many frames as asked for: fewer are left only where all are kept.
+
+        Raises:
+            ValueError: more are asked for than are sure to be left.
+        """
+        if self.fewest is not None and frames > self.fewest:
+            raise ValueError(
+                f"EnergyVAD may leave an utterance {self.fewest} frames, but what follows needs {frames}: "
+                f"give it fewest={frames}"
+            )
         return frames
 
     def forward(self, signal: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
         """(batch, frames, dims) -> (batch, at most as many frames, dims without the mark)."""
-        if not self.marked:
+        if self.fewest is None:
             return signal, lengths
-        voiced = (signal[..., -1] > 0.5) & valid_mask(lengths, signal.shape[1])
+        valid = valid_mask(lengths, signal.shape[1])
+        voiced = (signal[..., -1] > 0.5) & valid
+        voiced = torch.where((voiced.sum(1) < self.fewest).unsqueeze(1), valid, voiced)
         order = (~voiced).to(torch.uint8).argsort(dim=1, stable=True)
         kept = voiced.sum(1)
         frames = signal[..., :-1].gather(1, order.unsqueeze(2).expand(-1, -1, signal.shape[2] - 1))
@@ -599,7 +612,7 @@ class MFCC(FrontEnd):
         if deltas:
             stages["delta"] = Delta(deltas)
         stages["cmvn"] = SlidingMean(mean_window) if vad is None else MarkedMean(mean_window, vad)
-        stages["final"] = Final(vad is not None)
+        stages["final"] = Final(None if vad is None else vad.fewest)
         super().__init__(stages)
         self.coefficients, self.deltas, self.mean_window, self.vad = coefficients, deltas, mean_window, vad
         self.mels, self.low, self.high, self.lifter = mels, low, high, lifter

@@ -19,6 +19,19 @@ def best_above(scores: Tensor, threshold: Tensor) -> Tensor:
     return torch.where(best > threshold, index, REJECT)
 
 
+def fit(what: str, giver: nn.Module, given: str, taker: nn.Module, taken: str) -> None:
+    """Refuse a part that takes another size than the part before it gives, where both tell theirs.
+
+    Raises:
+        ValueError: sizes that differ.
+    """
+    came, expected = getattr(giver, given, None), getattr(taker, taken, None)
+    if came and expected and came != expected:  # a scorer in which nobody is enrolled may have size 0
+        raise ValueError(
+            f"{type(taker).__name__} takes {what} of {expected} dimensions, but {type(giver).__name__} gives {came}"
+        )
+
+
 class Recognizer(nn.Module):
     """A speaker recognizer: waveform -> front end -> backbone -> scores, with defenses where they say they act.
 
@@ -29,13 +42,19 @@ class Recognizer(nn.Module):
         defenses: applied in order, each after the stage that it names.
 
     Raises:
-        ValueError: a defense that names a stage the front end does not have.
+        ValueError: frames or embeddings of another size than the next part takes, a defense that names a stage the
+            front end does not have, or a stage that may leave fewer frames than what follows needs.
+
+    Attributes:
+        minimum_samples: samples of the shortest utterance that the chain can score.
     """
 
     def __init__(
         self, features: FrontEnd, backbone: nn.Module, scorer: Scorer, defenses: Sequence[Defense] = ()
     ) -> None:
         super().__init__()
+        fit("frames", features, "frame_size", backbone, "inputs")
+        fit("embeddings", backbone, "embedding_size", scorer, "embedding_size")
         stages = ["waveform", *features.stages]
         for defense in defenses:
             if defense.after not in stages:
@@ -47,6 +66,9 @@ class Recognizer(nn.Module):
         self.backbone = backbone
         self.scorer = scorer
         self.defenses = nn.ModuleList(defenses)
+        self.minimum_samples: int = backbone.minimum_frames  # type: ignore[assignment]
+        for module in reversed(list(self.chain())):
+            self.minimum_samples = module.minimum_input(self.minimum_samples)  # type: ignore[operator]
 
     def chain(self) -> Iterator[nn.Module]:
         """Defenses and front-end stages in the order in which a signal meets them."""
@@ -56,14 +78,6 @@ class Recognizer(nn.Module):
             for defense in self.defenses:
                 if defense.after == name:
                     yield defense
-
-    @property
-    def minimum_samples(self) -> int:
-        """Samples of the shortest utterance that the chain can score."""
-        minimum: int = self.backbone.minimum_frames  # type: ignore[assignment]
-        for module in reversed(list(self.chain())):
-            minimum = module.minimum_input(minimum)  # type: ignore[operator]
-        return minimum
 
     @property
     def randomized(self) -> bool:
@@ -107,14 +121,16 @@ class Recognizer(nn.Module):
     def embed(self, waveforms: Tensor, lengths: Tensor | None = None) -> Tensor:
         """Embeddings, (batch, embedding), of (batch, time) waveforms with (batch,) valid samples.
 
-        Without `lengths` every sample is valid, and no time is spent on masks.
+        Without `lengths` every sample is valid, and no time is spent on masks unless a stage selects frames.
         """
         self.check(waveforms, lengths)
         signal, valid = waveforms, full_lengths(waveforms) if lengths is None else lengths
         for module in self.chain():
             signal, valid = module(signal, valid)
-        if lengths is None or self.backbone.masked:
-            return self.backbone(signal, None if lengths is None else valid)  # type: ignore[no-any-return]
+        if lengths is None and not any(getattr(module, "selects", False) for module in self.chain()):
+            return self.backbone(signal, None)  # type: ignore[no-any-return]
+        if self.backbone.masked:
+            return self.backbone(signal, valid)  # type: ignore[no-any-return]
         return self._embed_by_length(signal, valid)
 
     def _embed_by_length(self, frames: Tensor, lengths: Tensor) -> Tensor:

@@ -264,6 +264,19 @@ class PLDA(EnrolledScorer):
         kaldi.write_matrix(transform, self.lda)
         kaldi.write_plda(plda, kaldi.PLDAModel(self.mean, self.transform, self.psi))
 
+    def enroll(self, embeddings: Tensor, speakers: Sequence[str]) -> None:
+        """As in the base; the size of an embedding is the models'.
+
+        Raises:
+            ValueError: also for embeddings of another size.
+        """
+        if embeddings.shape[-1:] != self.center.shape:
+            raise ValueError(
+                f"Expected embeddings of {len(self.center)} dimensions, which the models of this PLDA are for, "
+                f"got {tuple(embeddings.shape)}"
+            )
+        super().enroll(embeddings, speakers)
+
     def project(self, embeddings: Tensor, utterances: int = 1) -> Tensor:
         """(..., embedding_size) means of so many utterances -> (..., size) in PLDA's basis."""
         reduced = (embeddings - self.center) @ self.lda[:, :-1].T + self.lda[:, -1]

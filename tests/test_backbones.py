@@ -11,8 +11,8 @@ from torch.nn import functional
 from torch.testing import assert_close
 
 from sec4sr_pl import backbones
-from sec4sr_pl.backbones import ECAPA, GE2E, AudioNet, IVector, ResNet, XVector
-from sec4sr_pl.features import MFCC, Fbank, FrontEnd, LogMel, Mel
+from sec4sr_pl.backbones import ECAPA, GE2E, AudioNet, HubXVector, IVector, ResNet, XVector
+from sec4sr_pl.features import MFCC, EnergyVAD, Fbank, FrontEnd, LogMel, Mel
 from sec4sr_pl.recognizer import Recognizer
 from sec4sr_pl.types import valid_mask
 
@@ -46,9 +46,29 @@ def small_resnet() -> ResNet:
     return ResNet(channels=16)
 
 
+def small_hub_xvector() -> HubXVector:
+    """An eighth of the channels."""
+    return HubXVector(channels=64, pooled=192)
+
+
+def bands() -> Fbank:
+    """The front end of SpeechBrain's x-vectors."""
+    return Fbank(24)
+
+
 def cepstra() -> MFCC:
     """The front end of x-vectors."""
     return MFCC(30, deltas=0)
+
+
+def voiced_cepstra() -> MFCC:
+    """That of x-vectors with voice activity detection, which drops about half of the frames."""
+    return MFCC(30, deltas=0, vad=EnergyVAD(2.5, 0.8, context=2, proportion=0.5))
+
+
+def voiced_slopes() -> MFCC:
+    """That of i-vectors likewise."""
+    return MFCC(vad=EnergyVAD(2.5, 0.8, context=2, proportion=0.5))
 
 
 TABLE = [
@@ -56,12 +76,15 @@ TABLE = [
     Row(audible_ge2e, Mel, 256),
     Row(small_ecapa, Fbank, 192),
     Row(small_resnet, Fbank, 256),
+    Row(small_hub_xvector, bands, 512),
     Row(IVector, MFCC, 32),
+    Row(IVector, voiced_slopes, 32),
     Row(XVector, cepstra, 512),
+    Row(XVector, voiced_cepstra, 512),
 ]
 
 
-@pytest.fixture(params=TABLE, ids=[type(row.backbone()).__name__ for row in TABLE])
+@pytest.fixture(params=TABLE, ids=[f"{type(row.backbone()).__name__}-{row.features.__name__}" for row in TABLE])
 def row(request: pytest.FixtureRequest) -> Row:
     found: Row = request.param
     return found

@@ -900,6 +900,9 @@ def test_feature_compression_acts_at_every_stage_of_a_front_end(
     make: Callable[..., Defense], stage: str, speech: Speech
 ) -> None:
     class Half(torch.nn.Module):
+        def minimum_input(self, frames: int) -> int:
+            return frames
+
         def forward(self, signal: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
             return 0.5 * signal, lengths
 

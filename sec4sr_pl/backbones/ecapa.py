@@ -3,8 +3,10 @@
 from pathlib import Path
 
 from speechbrain.lobes.models.ECAPA_TDNN import ECAPA_TDNN
+from torch import Tensor
 
-from sec4sr_pl.backbones.hub import HubModel, hub_weights
+from sec4sr_pl.backbones.hub import HubModel, hub_file
+from sec4sr_pl.weights import restore
 
 
 class ECAPA(HubModel):
@@ -42,8 +44,13 @@ class ECAPA(HubModel):
 
         Raises:
             FileNotFoundError: neither can be had.
+            CheckpointError: a file that is damaged, holds code, or is of another network.
         """
-        weights = hub_weights(source)
+        return restore(cls.__name__, cls.of, hub_file(source))
+
+    @classmethod
+    def of(cls, weights: dict[str, Tensor]) -> "ECAPA":
+        """The network with the weights of SpeechBrain's."""
         channels, inputs, _ = weights["blocks.0.conv.conv.weight"].shape
         backbone = cls(inputs, channels, len(weights["fc.conv.weight"]))
         backbone.network.load_state_dict(weights)

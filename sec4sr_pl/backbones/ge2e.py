@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from sec4sr_pl.types import full_lengths, mask_padding, valid_mask
+from sec4sr_pl.weights import restore
 
 FRAMES, STEP = 160, 77
 """Frames of a window, and between the starts of two: 1.3 windows a second."""
@@ -32,13 +33,13 @@ class GE2E(nn.Module):
     Resemblyzer's (https://github.com/resemble-ai/Resemblyzer, Apache 2.0).
     """
 
-    embedding_size = 256
+    inputs, embedding_size = 40, 256
     minimum_frames = TAIL + 2
     masked = True
 
     def __init__(self) -> None:
         super().__init__()
-        self.lstm = nn.LSTM(40, 256, num_layers=3, batch_first=True)
+        self.lstm = nn.LSTM(self.inputs, 256, num_layers=3, batch_first=True)
         self.linear = nn.Linear(256, self.embedding_size)
 
     @classmethod
@@ -50,6 +51,7 @@ class GE2E(nn.Module):
 
         Raises:
             FileNotFoundError: no such file.
+            CheckpointError: a file that is damaged, holds code, or is of another network.
         """
         if weights is None and (package := find_spec("resemblyzer")) is not None:
             weights = Path(str(package.origin)).with_name("pretrained.pt")
@@ -58,9 +60,13 @@ class GE2E(nn.Module):
                 "The weights of GE2E come with the package resemblyzer, of which nothing else is needed: "
                 "pip install --no-deps resemblyzer"
             )
-        state = torch.load(weights, map_location="cpu", weights_only=True)["model_state"]
+        return restore(cls.__name__, cls.of, weights)
+
+    @classmethod
+    def of(cls, weights: dict[str, dict[str, Tensor]]) -> "GE2E":
+        """The network with the weights of Resemblyzer's, which has a layer more."""
         network = cls()
-        network.load_state_dict({name: state[name] for name in network.state_dict()})
+        network.load_state_dict({name: weights["model_state"][name] for name in network.state_dict()})
         return network
 
     def forward(self, frames: Tensor, lengths: Tensor | None = None) -> Tensor:

@@ -2,7 +2,6 @@
 
 from pathlib import Path
 
-import torch
 from torch import Tensor, nn
 
 WEIGHTS = "embedding_model.ckpt"
@@ -26,8 +25,8 @@ class HubModel(nn.Module):
         return self.network(frames).flatten(1)  # type: ignore[no-any-return]
 
 
-def hub_weights(source: str | Path) -> dict[str, Tensor]:
-    """The state dict of an embedding model; reading it runs no code.
+def hub_file(source: str | Path) -> Path:
+    """The file of an embedding model's weights.
 
     Args:
         source: a folder that holds `embedding_model.ckpt`, else the name of a repository on the hub.
@@ -36,12 +35,11 @@ def hub_weights(source: str | Path) -> dict[str, Tensor]:
         FileNotFoundError: neither can be had.
     """
     path = Path(source) / WEIGHTS
-    if not path.is_file():
-        if Path(source).is_dir():
-            raise FileNotFoundError(f"{source} holds no {WEIGHTS}: expected the files of a model on SpeechBrain's hub")
-        path = _download(str(source))
-    state: dict[str, Tensor] = torch.load(path, map_location="cpu", weights_only=True)
-    return state
+    if path.is_file():
+        return path
+    if Path(source).is_dir():
+        raise FileNotFoundError(f"{source} holds no {WEIGHTS}: expected the files of a model on SpeechBrain's hub")
+    return _download(str(source))
 
 
 def _download(repository: str) -> Path:

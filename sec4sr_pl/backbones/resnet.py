@@ -3,8 +3,10 @@
 from pathlib import Path
 
 from speechbrain.lobes.models.ResNet import ResNet as ResNet34
+from torch import Tensor
 
-from sec4sr_pl.backbones.hub import HubModel, hub_weights
+from sec4sr_pl.backbones.hub import HubModel, hub_file
+from sec4sr_pl.weights import restore
 
 
 class ResNet(HubModel):
@@ -43,8 +45,13 @@ class ResNet(HubModel):
 
         Raises:
             FileNotFoundError: neither can be had.
+            CheckpointError: a file that is damaged, holds code, or is of another network.
         """
-        weights = hub_weights(source)
+        return restore(cls.__name__, cls.of, hub_file(source))
+
+    @classmethod
+    def of(cls, weights: dict[str, Tensor]) -> "ResNet":
+        """The network with the weights of SpeechBrain's."""
         backbone = cls(channels=len(weights["conv1.weight"]), embedding_size=len(weights["fc_embed.bias"]))
         backbone.network.load_state_dict(weights)
         return backbone

@@ -8,6 +8,7 @@ from torch.nn import functional
 
 from sec4sr_pl.backbones.audionet import batch_norm
 from sec4sr_pl.types import full_lengths, valid_mask
+from sec4sr_pl.weights import restore
 
 
 class XVector(nn.Module):
@@ -53,16 +54,15 @@ class XVector(nn.Module):
 
         Raises:
             FileNotFoundError: no such file.
-            ValueError: a layer is missing or has another shape.
+            CheckpointError: a file that is damaged or holds code, or a layer that is missing or has another shape.
         """
-        state = torch.load(weights, map_location="cpu", weights_only=True)
-        if (name := "tdnn1.weight") not in state:
-            raise ValueError(f"Expected the state dict of an x-vector network with {name} in {weights}")
-        network = cls(state[name].shape[1])
-        try:
-            network.load_state_dict({name: state[name] for name in network.state_dict() if name in state})
-        except RuntimeError as error:
-            raise ValueError(f"The weights of {weights} are not those of an x-vector network: {error}") from error
+        return restore(cls.__name__, cls.of, Path(weights))
+
+    @classmethod
+    def of(cls, weights: dict[str, Tensor]) -> "XVector":
+        """The network with those of these weights that it has layers for."""
+        network = cls(weights["tdnn1.weight"].shape[1])
+        network.load_state_dict({name: weights[name] for name in network.state_dict() if name in weights})
         return network
 
     def forward(self, frames: Tensor, lengths: Tensor | None = None) -> Tensor:
