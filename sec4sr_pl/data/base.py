@@ -13,6 +13,7 @@ from torch.nn.utils.rnn import pad_sequence
 from torch.utils.data import DataLoader, Dataset, DistributedSampler
 
 from sec4sr_pl import audio
+from sec4sr_pl.data.augment import FromFolder
 from sec4sr_pl.data.manifest import DataError, Utterance, find_root, label, scan, split_development
 from sec4sr_pl.data.trials import Trials, find_trials
 from sec4sr_pl.draws import key
@@ -190,6 +191,7 @@ class SpeakerData(LightningDataModule):
 
     Raises:
         ValueError: a parameter outside its range.
+        DataError: an augmentation's folder that is missing or holds no audio.
     """
 
     open_set: ClassVar[bool] = False
@@ -231,6 +233,9 @@ class SpeakerData(LightningDataModule):
         self.development_fraction = development_fraction
         self.development_samples = round(development_seconds * SAMPLE_RATE)
         self.augmentations = list(augmentations)
+        for module in chain.from_iterable(augmentation.modules() for augmentation in self.augmentations):
+            if isinstance(module, FromFolder):
+                module.locate(self.root)
         self.balanced, self.resample, self.seed = balanced, resample, seed
         self.trial_list = None if trials is None else self.root / trials
         self.trial_splits = list(trial_splits) or [test_split]
