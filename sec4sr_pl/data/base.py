@@ -288,6 +288,11 @@ class SpeakerData(LightningDataModule):
         """The folders in `root` that belong to the data, each once."""
         return list(dict.fromkeys([self.train_split, self.test_split, *self.trial_splits]))
 
+    @property
+    def lists(self) -> list[Path]:
+        """The text files that belong to the data."""
+        return [] if self.trial_list is None else [self.trial_list]
+
     def trials(self) -> Trials:
         """The verification trials, among the utterances of `trial_splits`.
 

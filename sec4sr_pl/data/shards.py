@@ -30,6 +30,9 @@ from sec4sr_pl.data.manifest import INDEX, DataError, Utterance
 def convert(data: SpeakerData, output: Path, splits: list[str] | None = None, megabytes: int = 1_000) -> None:
     """Pack the files of a data set, unchanged, into shards of the same splits; a killed command goes on.
 
+    Lists in the root go along; one that is elsewhere is found where it is. A shard that was cut, or that is older than
+    one of its files, is written again.
+
     Args:
         data: e.g. VoxCeleb, and its --data.root.
         output: --data.root of the sharded form.
@@ -47,8 +50,11 @@ def convert(data: SpeakerData, output: Path, splits: list[str] | None = None, me
     data.prepare_data()
     for split in data.splits if splits is None else splits:
         pack(data.scan(split), data.root / split, output / split, megabytes * 1_000_000)
-    if data.trial_list is not None and data.trial_list.is_file():
-        shutil.copy(data.trial_list, output)
+    for path in data.lists:
+        if path.is_relative_to(data.root) and path.is_file():
+            target = output / path.relative_to(data.root)
+            target.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(path, target)
 
 
 def pack(utterances: Sequence[Utterance], source: Path, folder: Path, size: int) -> None:
@@ -76,17 +82,27 @@ def pack(utterances: Sequence[Utterance], source: Path, folder: Path, size: int)
                 [u.name, u.speaker, str(u.frames), str(u.rate), shards[-1].name, *entry(u.path, source)] for u in part
             ]
             note = shards[-1].with_suffix(".csv")
-            if not note.is_file():
-                offsets = write_shard(shards[-1], part, source, lambda: progress.advance(task))
-                write_rows(note, [[*row, str(offset)] for row, offset in zip(planned, offsets, strict=True)])
-            written = read_rows(note)
-            if [row[:-1] for row in written] != planned:
+            written = read_rows(note) if note.is_file() else []
+            if written and [row[:-1] for row in written] != planned:
                 raise DataError(f"{folder} holds shards of other utterances, or of another size: remove it")
+            if not (written and is_current(shards[-1], part, *map(int, written[-1][-2:]))):
+                (folder / INDEX).unlink(missing_ok=True)  # the checksums, too, are to be made again
+                offsets = write_shard(shards[-1], part, source, lambda: progress.advance(task))
+                written = [[*row, str(offset)] for row, offset in zip(planned, offsets, strict=True)]
+                write_rows(note, written)
             rows += written
             progress.update(task, completed=len(rows))
     if not (folder / INDEX).is_file() or read_rows(folder / INDEX) != rows:
         (folder / CHECKSUMS).write_text("".join(f"{checksum(shard)}  {shard.name}\n" for shard in shards))
         write_rows(folder / INDEX, rows)
+
+
+def is_current(shard: Path, utterances: Sequence[Utterance], size: int, offset: int) -> bool:
+    """Whether a shard holds all of its last file, of `size` bytes at `offset`, and is older than none of its files."""
+    if not shard.is_file() or shard.stat().st_size < offset + size:
+        return False
+    sources = {u.path.archive if isinstance(u.path, audio.Member) else u.path for u in utterances}
+    return max(path.stat().st_mtime_ns for path in sources) <= shard.stat().st_mtime_ns
 
 
 def cut(utterances: Sequence[Utterance], source: Path, size: int) -> Iterator[list[Utterance]]:
