@@ -25,6 +25,7 @@ from sec4sr_pl.checkpoint import CHECKSUMS, checksum
 from sec4sr_pl.data import SpeakerData
 from sec4sr_pl.data.download import one_line_errors
 from sec4sr_pl.data.manifest import INDEX, DataError, Utterance
+from sec4sr_pl.files import whole
 
 
 def convert(data: SpeakerData, output: Path, splits: list[str] | None = None, megabytes: int = 1_000) -> None:
@@ -129,8 +130,7 @@ def entry(path: Path | audio.Member, source: Path) -> tuple[str, str]:
 def write_shard(shard: Path, utterances: Sequence[Utterance], source: Path, done: Callable[[], None]) -> list[int]:
     """Write a tar file, and call `done` after each utterance; where in it each file begins."""
     offsets = []
-    partial = shard.with_name(f".{shard.name}.part")
-    with tarfile.open(partial, "w") as tar:
+    with whole(shard) as partial, tarfile.open(partial, "w") as tar:
         for utterance in utterances:
             name, size = entry(utterance.path, source)
             member = tarfile.TarInfo(name)  # no time and no owner: the same files make the same shard
@@ -139,7 +139,6 @@ def write_shard(shard: Path, utterances: Sequence[Utterance], source: Path, done
                 tar.addfile(member, file)
             offsets.append(tar.offset - -(-member.size // tarfile.BLOCKSIZE) * tarfile.BLOCKSIZE)
             done()
-    partial.replace(shard)
     return offsets
 
 
@@ -151,12 +150,10 @@ def read_rows(path: Path) -> list[list[str]]:
 
 def write_rows(path: Path, rows: Sequence[Sequence[str]]) -> None:
     """Write a CSV file that appears under its name only when it is whole."""
-    partial = path.with_name(f".{path.name}.part")
-    with partial.open("w", newline="") as file:
+    with whole(path) as partial, partial.open("w", newline="") as file:
         csv.writer(file).writerows(rows)
         file.flush()
         os.fsync(file.fileno())
-    partial.replace(path)
 
 
 def main(args: list[str] | None = None) -> None:
