@@ -122,12 +122,20 @@ def test_one_augmentation_is_drawn_with_the_chance_given() -> None:
     assert set(counts) == {0.0, 1.0, 2.0}
 
 
+def load(root: Path, *augmentations: nn.Module) -> None:
+    """Begin to train on two speakers with augmentations."""
+    for speaker in ("ann", "bob"):
+        (root / "train" / speaker).mkdir(parents=True, exist_ok=True)
+        soundfile.write(root / "train" / speaker / f"{speaker}.wav", np.zeros(32_000), 16_000)
+    SpeakerData(root, augmentations=augmentations, num_workers=0).train_dataloader()
+
+
 def test_relative_folders_begin_at_the_root_of_the_data_module(
     sounds: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("SEC4SR_DATA", str(tmp_path / "elsewhere"))
     noise, room = Noise(Path("sounds")), Room(Path("sounds/deep"))
-    SpeakerData(sounds.parent, augmentations=[OneOf([noise]), room])
+    load(sounds.parent, OneOf([noise]), room)
     assert noise.files == sorted(sounds.rglob("*.wav")) and room.files == sorted((sounds / "deep").iterdir())
 
 
@@ -145,14 +153,13 @@ def test_an_empty_range_is_refused(wrong: dict[str, Any], sounds: Path) -> None:
 
 
 @pytest.mark.parametrize("make", [Noise, Room])
-def test_a_folder_without_sounds_is_named_when_the_data_module_is_made(
-    make: Callable[..., FromFolder], tmp_path: Path
-) -> None:
-    for folder in ("nowhere", "."):
+def test_a_folder_without_sounds_is_named_before_training(make: Callable[..., FromFolder], tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    for folder in ("nowhere", "empty"):
         with pytest.raises(DataError, match=rf"no wav or flac files in {tmp_path / folder}"):
-            SpeakerData(tmp_path, augmentations=[make(Path(folder))])
+            load(tmp_path, make(Path(folder)))
     with pytest.raises(DataError, match="no wav or flac files"):  # a folder that is there is meant
-        SpeakerData(tmp_path, augmentations=[make(tmp_path, optional=True)])
+        load(tmp_path, make(tmp_path / "empty", optional=True))
 
 
 def test_nothing_to_draw_from_is_refused() -> None:

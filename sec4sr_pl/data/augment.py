@@ -144,7 +144,7 @@ class FromFolder(nn.Module, ABC):
         self.files: list[Path] | None = None
 
     def locate(self, root: Path) -> None:
-        """Find the files, sorted; a data module calls it with its root.
+        """Find the files, sorted; a data module calls it with its root before training.
 
         Raises:
             DataError: a folder that is missing and not optional, or that holds no files.

@@ -191,7 +191,6 @@ class SpeakerData(LightningDataModule):
 
     Raises:
         ValueError: a parameter outside its range.
-        DataError: an augmentation's folder that is missing or holds no audio.
     """
 
     open_set: ClassVar[bool] = False
@@ -233,9 +232,6 @@ class SpeakerData(LightningDataModule):
         self.development_fraction = development_fraction
         self.development_samples = round(development_seconds * SAMPLE_RATE)
         self.augmentations = list(augmentations)
-        for module in chain.from_iterable(augmentation.modules() for augmentation in self.augmentations):
-            if isinstance(module, FromFolder):
-                module.locate(self.root)
         self.balanced, self.resample, self.seed = balanced, resample, seed
         self.trial_list = None if trials is None else self.root / trials
         self.trial_splits = list(trial_splits) or [test_split]
@@ -310,7 +306,14 @@ class SpeakerData(LightningDataModule):
         return Utterances(utterances, label(utterances, self.speakers, closed), self.resample)
 
     def train_dataloader(self) -> DataLoader[Item]:
-        """Crops of one length, in an order drawn from (seed, epoch); every process gets as many batches."""
+        """Crops of one length, in an order drawn from (seed, epoch); every process gets as many batches.
+
+        Raises:
+            DataError: files that can't be used, or an augmentation's folder that is missing or holds no audio.
+        """
+        for module in chain.from_iterable(augmentation.modules() for augmentation in self.augmentations):
+            if isinstance(module, FromFolder):
+                module.locate(self.root)
         crops = Crops(self.dataset("train"), self.crop_samples, self.crops_per_utterance, self.seed, self.augmentations)
         if self.balanced:
             sampler: EpochSampler = BalancedSampler(crops, *self._world(), seed=self.seed)
