@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.nn.functional import pad
 from torchaudio.functional import resample as resample_waveform
 
+from sec4sr_pl.files import whole
 from sec4sr_pl.types import SAMPLE_RATE
 
 EXTENSIONS = (".wav", ".flac")
@@ -254,10 +255,5 @@ def write_adversarial(path: Path, adversarial: Tensor, original: Tensor, epsilon
         subtype = "PCM_16"
     else:
         samples, subtype = adversarial.float().cpu().numpy(), "FLOAT"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        soundfile.write(str(temporary), samples, SAMPLE_RATE, subtype=subtype, format="WAV")
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with whole(path, shared=True) as partial:
+        soundfile.write(str(partial), samples, SAMPLE_RATE, subtype=subtype, format="WAV")

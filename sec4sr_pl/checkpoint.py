@@ -15,6 +15,7 @@ from lightning_fabric.plugins import TorchCheckpointIO
 from torch import nn
 
 from sec4sr_pl.audio import Member
+from sec4sr_pl.files import whole
 from sec4sr_pl.recognizer import Recognizer
 from sec4sr_pl.weights import CheckpointError as CheckpointError
 from sec4sr_pl.weights import read_plain
@@ -96,17 +97,11 @@ def write_whole(path: Path, content: Any) -> None:
     """
     buffer = io.BytesIO()
     torch.save(content, buffer)
-    partial = path.with_name(f".{path.name}.partial")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            with partial.open("wb") as file:
-                file.write(buffer.getbuffer())
-                file.flush()
-                os.fsync(file.fileno())
-            partial.replace(path)
-        finally:
-            partial.unlink(missing_ok=True)
+        with whole(path) as partial, partial.open("wb") as file:
+            file.write(buffer.getbuffer())
+            file.flush()
+            os.fsync(file.fileno())
     except OSError as error:
         raise OSError(
             f"The checkpoint {path} can't be written ({error.strerror}); one that was there is whole: "
@@ -201,13 +196,8 @@ def export(checkpoint: Path, destination: Path) -> None:
     """
     save_recognizer(load_recognizer(checkpoint), destination)
     sums = {**read_checksums(destination.parent), destination.name: checksum(destination)}
-    text = "".join(f"{digest}  {name}\n" for name, digest in sorted(sums.items()))
-    temporary = destination.parent / f".{CHECKSUMS}.{os.getpid()}"
-    try:
-        temporary.write_text(text)
-        temporary.replace(destination.parent / CHECKSUMS)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with whole(destination.parent / CHECKSUMS) as partial:
+        partial.write_text("".join(f"{digest}  {name}\n" for name, digest in sorted(sums.items())))
 
 
 if __name__ == "__main__":

@@ -15,6 +15,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from sec4sr_pl.files import whole
+
 WORD = re.compile(r"\S+")
 
 
@@ -273,15 +275,10 @@ def triangle_text(symmetric: Tensor) -> str:
 
 def write(path: Path, parts: Iterable[str]) -> None:
     """Write a text that appears under its name only when it is whole."""
-    partial = path.with_name(f".{path.name}.partial")
-    try:
-        with partial.open("w", encoding="ascii") as file:
-            file.writelines(parts)
-            file.flush()
-            os.fsync(file.fileno())
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
+    with whole(path) as partial, partial.open("w", encoding="ascii") as file:
+        file.writelines(parts)
+        file.flush()
+        os.fsync(file.fileno())
 
 
 def gmm_constants(gmm: FullGMM) -> Tensor:

@@ -95,6 +95,13 @@ def speech(recorded_once: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
     return waveforms.clone(), lengths.clone()
 
 
+@pytest.fixture
+def frames(speech: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+    """Log-mel frames of eight utterances."""
+    found: tuple[Tensor, Tensor] = LogMel()(*speech)
+    return found
+
+
 def real_speech(root: Path) -> list[Tensor]:
     """The beginnings of eight files spread over all splits and speakers."""
     files = sorted(path for path in root.glob("*/*/*") if path.suffix.lower() in audio.EXTENSIONS)

@@ -1,18 +1,21 @@
 """Shards: the same utterances, samples and epochs as from files, out of few files, after any interruption."""
 
 import hashlib
+import os
+import shutil
 import sys
 import tarfile
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import soundfile
 import torch
 from test_data import batches, by_name
 
 from sec4sr_pl import audio
 from sec4sr_pl.checkpoint import checksum
-from sec4sr_pl.data import VoxCeleb
+from sec4sr_pl.data import Background, VoxCeleb
 from sec4sr_pl.data import shards as packing
 from sec4sr_pl.data.manifest import DataError
 from sec4sr_pl.data.shards import convert, main, pack
@@ -129,6 +132,64 @@ def test_a_conversion_that_is_done_reads_no_audio(
     monkeypatch.setattr(packing, "write_shard", None)
     monkeypatch.setattr(packing, "checksum", None)
     convert(VoxCeleb(voxceleb), sharded, megabytes=1)
+
+
+def age(folder: Path) -> None:
+    """Make the files of a folder a minute older."""
+    for path in folder.rglob("*.*"):
+        os.utime(path, ns=(path.stat().st_mtime_ns - 60_000_000_000,) * 2)
+
+
+@pytest.mark.parametrize("form", ["files", "shards"])
+def test_what_was_cut_or_changed_since_is_packed_anew(form: str, voxceleb: Path, tmp_path: Path) -> None:
+    """Changed at equal size: the rows of the index stay as they were."""
+    source, output, other = (tmp_path / name for name in ("source", "output", "other"))
+    shutil.copytree(voxceleb / "vox2_dev", source / "vox2_dev")
+    if form == "shards":
+        convert(VoxCeleb(source), tmp_path / "packed", ["vox2_dev/wav"], megabytes=1)
+        source = tmp_path / "packed"
+    age(source)
+    convert(VoxCeleb(source), output, ["vox2_dev/wav"], megabytes=1)
+    before = content(output)
+    last = VoxCeleb(output).scan("vox2_dev/wav")[-1].path
+    assert isinstance(last, audio.Member)
+    os.truncate(last.archive, last.offset + last.size - 1)
+    times = {path: path.stat().st_mtime_ns for path in output.rglob("*.tar")}
+    convert(VoxCeleb(source), output, ["vox2_dev/wav"], megabytes=1)
+    assert content(output) == before
+    assert [path for path, time in times.items() if path.stat().st_mtime_ns != time] == [last.archive] != [*times]
+
+    place = VoxCeleb(source).scan("vox2_dev/wav")[0].path
+    packed = isinstance(place, audio.Member)
+    path, end = (place.archive, place.offset + place.size) if packed else (place, place.stat().st_size)
+    with path.open("r+b") as file:
+        file.seek(end - 100)
+        file.write(bytes(range(100)))
+    convert(VoxCeleb(source), output, ["vox2_dev/wav"], megabytes=1)
+    convert(VoxCeleb(source), other, ["vox2_dev/wav"], megabytes=1)
+    assert content(output) == content(other) != before
+
+
+def test_lists_in_the_root_go_along_in_their_folders(voxceleb: Path, tmp_path: Path) -> None:
+    root, output = tmp_path / "root", tmp_path / "output"
+    shutil.copytree(voxceleb / "vox1_test", root / "vox1_test")
+    (root / "lists").mkdir()
+    shutil.copy(voxceleb / "veri_test2.txt", root / "lists" / "veri.txt")
+    trials = Path("lists") / "veri.txt"
+    for given in (trials, root / trials, voxceleb / "veri_test2.txt"):  # the last is found where it is
+        convert(VoxCeleb(root, trials=given), output, splits=["vox1_test/wav"])
+        assert len(VoxCeleb(output, trials=given).utterances("trials")) == 16
+        assert [path.relative_to(output) for path in output.rglob("*.txt")] == [trials]
+
+
+def test_background_speakers_are_packed_with_their_list(tmp_path: Path) -> None:
+    root, output = tmp_path / "root", tmp_path / "output"
+    for folder in (root / split / speaker for split in ("Spk251_train", "Spk251_test") for speaker in ("ann", "bob")):
+        folder.mkdir(parents=True)
+        soundfile.write(folder / f"{folder.name}.wav", torch.zeros(120_000).numpy(), 16_000)
+    (root / "background201.txt").write_text("bob\n")
+    convert(Background(root), output)
+    assert [u.name for u in Background(output).utterances("train")] == ["bob#0", "bob#1"]
 
 
 def test_shards_of_other_utterances_are_refused(voxceleb: Path, sharded: Path) -> None:

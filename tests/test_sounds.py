@@ -1,6 +1,7 @@
 """Noise and rooms from folders, added to training crops."""
 
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,8 @@ import torch
 from scipy.signal import convolve, correlate
 from torch import Tensor, nn
 
-from sec4sr_pl.data.augment import Noise, OneOf, Room
+from sec4sr_pl.data import SpeakerData
+from sec4sr_pl.data.augment import FromFolder, Noise, OneOf, Room
 from sec4sr_pl.data.base import Crops, Utterances
 from sec4sr_pl.data.manifest import DataError, Utterance
 
@@ -120,9 +122,28 @@ def test_one_augmentation_is_drawn_with_the_chance_given() -> None:
     assert set(counts) == {0.0, 1.0, 2.0}
 
 
-def test_relative_folders_begin_at_the_root_of_the_data(sounds: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def load(root: Path, *augmentations: nn.Module) -> None:
+    """Begin to train on two speakers with augmentations."""
+    for speaker in ("ann", "bob"):
+        (root / "train" / speaker).mkdir(parents=True, exist_ok=True)
+        soundfile.write(root / "train" / speaker / f"{speaker}.wav", np.zeros(32_000), 16_000)
+    SpeakerData(root, augmentations=augmentations, num_workers=0).train_dataloader()
+
+
+def test_relative_folders_begin_at_the_root_of_the_data_module(
+    sounds: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SEC4SR_DATA", str(tmp_path / "elsewhere"))
+    noise, room = Noise(Path("sounds")), Room(Path("sounds/deep"))
+    load(sounds.parent, OneOf([noise]), room)
+    assert noise.files == sorted(sounds.rglob("*.wav")) and room.files == sorted((sounds / "deep").iterdir())
+
+
+def test_without_a_data_module_they_begin_where_its_root_would_be(
+    sounds: Path, quiet: Tensor, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("SEC4SR_DATA", str(sounds.parent))
-    assert len(Noise(Path("sounds")).files) == len(Room(Path("sounds/deep")).files) + 1 == 3
+    assert not torch.equal(Noise(Path("sounds"))(quiet), quiet)
 
 
 @pytest.mark.parametrize("wrong", [{"low": 5.0, "high": 4.0}, {"fewest": 0}, {"fewest": 3, "most": 2}])
@@ -131,9 +152,16 @@ def test_an_empty_range_is_refused(wrong: dict[str, Any], sounds: Path) -> None:
         Noise(sounds, **wrong)
 
 
-def test_a_folder_without_sounds_is_named(tmp_path: Path) -> None:
-    for module in (Noise, Room):
-        with pytest.raises(DataError, match=r"no wav or flac files in .*nowhere"):
-            module(tmp_path / "nowhere")
+@pytest.mark.parametrize("make", [Noise, Room])
+def test_a_folder_without_sounds_is_named_before_training(make: Callable[..., FromFolder], tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    for folder in ("nowhere", "empty"):
+        with pytest.raises(DataError, match=rf"no wav or flac files in {tmp_path / folder}"):
+            load(tmp_path, make(Path(folder)))
+    with pytest.raises(DataError, match="no wav or flac files"):  # a folder that is there is meant
+        load(tmp_path, make(tmp_path / "empty", optional=True))
+
+
+def test_nothing_to_draw_from_is_refused() -> None:
     with pytest.raises(ValueError, match=r"augmentations and a chance"):
         OneOf([])

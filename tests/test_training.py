@@ -692,8 +692,6 @@ def tiny_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for folder in ("vox1_dev/wav", "vox2_dev/wav", "vox1_test/wav", "train-clean-360"):
         for speaker in (root / "train").iterdir():
             shutil.copytree(speaker, root / folder / speaker.name / "session")
-    for folder in ("musan/noise", "musan/music", "musan/speech", "RIRS_NOISES/simulated_rirs"):
-        shutil.copytree(root / "test" / "speaker0", root / folder)
     (root / "background201.txt").write_text("speaker0\nspeaker1\nspeaker2\n")
     first, *others = (f"test/speaker{speaker}/s{speaker}u2.wav" for speaker in range(3))
     lines = [f"1 {first} train/speaker0/s0u0.wav", *(f"0 {first} {other}" for other in others)]

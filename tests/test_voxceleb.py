@@ -7,8 +7,10 @@ import pytest
 import soundfile
 import torch
 from test_training import BASE, CONFIGS, assemble
+from torch import Tensor
 
 from sec4sr_pl.data import LibriSpeech, SpeakerData, Spk251, VoxCeleb
+from sec4sr_pl.data.augment import RandomSpeed
 from sec4sr_pl.data.manifest import DataError
 from sec4sr_pl.data.trials import read_list
 from sec4sr_pl.types import REJECT
@@ -143,20 +145,65 @@ def test_a_flac_file_answers_for_a_wav_file_of_the_list(tmp_path: Path) -> None:
 # configs
 
 
-@pytest.mark.parametrize("config", [pytest.param(p, id=p.stem) for p in sorted((CONFIGS / "data").glob("vox*.yaml"))])
-def test_every_config_gives_batches_and_trials(
-    config: Path, voxceleb: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("SEC4SR_DATA", str(tmp_path))
-    monkeypatch.setattr("sys.argv", ["train.py"])
+FOLDERS = ["musan/noise", "musan/music", "musan/speech", "RIRS_NOISES/simulated_rirs"]
+"""Of noises and rooms."""
+
+
+@pytest.fixture
+def whole(voxceleb: Path, tmp_path: Path) -> Path:
+    """All that a config may name in a root."""
     speech, sounds = voxceleb / "vox2_dev", next((voxceleb / "vox1_test" / "wav").iterdir())
-    links = {"vox2_dev": speech, "vox1_dev": speech, "vox1_test": voxceleb / "vox1_test", "musan/noise": sounds}
-    links |= {"musan/music": sounds, "musan/speech": sounds, "RIRS_NOISES/simulated_rirs": sounds}
-    for name, target in {**links, "veri_test2.txt": voxceleb / "veri_test2.txt"}.items():
-        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
-        (tmp_path / name).symlink_to(target)
-    data = assemble(*BASE, f"--data={config}", "--data.num_workers=0", "--data.batch_size=10").datamodule
+    links = {"vox2_dev": speech, "vox1_dev": speech, "vox1_test": voxceleb / "vox1_test"}
+    for name, target in {**links, **dict.fromkeys(FOLDERS, sounds)}.items():
+        (tmp_path / "root" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "root" / name).symlink_to(target)
+    shutil.copy(voxceleb / "veri_test2.txt", tmp_path / "root")
+    return tmp_path / "root"
+
+
+@pytest.fixture(autouse=True)
+def command(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Configs are read as train.py reads them, and the variable names no data."""
+    monkeypatch.setattr("sys.argv", ["train.py"])
+    monkeypatch.setenv("SEC4SR_DATA", "/nowhere")
+
+
+def read(config: str, root: Path) -> SpeakerData:
+    """The data module of a config in `configs/data`."""
+    flags = [f"--data={CONFIGS / 'data' / config}.yaml", f"--data.root={root}", "--data.num_workers=0"]
+    return assemble(*BASE, *flags, "--data.batch_size=10").datamodule
+
+
+@pytest.mark.parametrize("config", [path.stem for path in sorted((CONFIGS / "data").glob("vox*.yaml"))])
+def test_every_config_gives_batches_and_trials(config: str, whole: Path) -> None:
+    data = read(config, whole)
     (batch, *_) = data.train_dataloader()
     assert sorted(batch.speakers.tolist()) == list(range(10))  # balanced
     assert batch.waveforms.shape == (10, 48_000) and bool((batch.waveforms.abs() <= 1.0).all())
     assert len(data.trials().pairs) == 120
+
+
+@pytest.mark.parametrize("missing", [FOLDERS, FOLDERS[3:], FOLDERS[:1]], ids=["all", "rooms", "noises"])
+def test_crops_lack_what_noises_and_rooms_the_root_lacks_and_nothing_else(missing: list[str], whole: Path) -> None:
+    def augmented() -> list[Tensor]:
+        """A crop by each of the noises and rooms."""
+        data = read("voxceleb_augmented", whole)
+        assert len(next(iter(data.train_dataloader())).names) == 10
+        speed, one = data.augmentations
+        assert isinstance(speed, RandomSpeed)
+        crops = []
+        for module in one.augmentations:
+            torch.manual_seed(0)
+            crops.append(module(crop))
+        return crops
+
+    crop = 0.1 * torch.randn(1, 4_000)
+    complete = augmented()
+    for folder in missing:
+        (whole / folder).unlink()
+    with pytest.warns(UserWarning, match="There is no folder") as told:
+        partial = augmented()
+    assert {folder for folder in FOLDERS for line in told if f"{whole / folder}:" in str(line.message)} == set(missing)
+    for folder, before, after in zip(FOLDERS, complete, partial, strict=True):
+        assert not torch.equal(before, crop)
+        assert torch.equal(after, crop if folder in missing else before)

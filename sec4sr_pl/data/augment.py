@@ -1,5 +1,7 @@
 """Augmentations of training crops, for any recognizer."""
 
+import warnings
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -48,6 +50,8 @@ class RandomEqualizer(nn.Module):
 
 class RandomSpeed(nn.Module):
     """Faster or slower, with pitch: each row's speed is drawn from a few; where it falls short, it begins anew.
+
+    A crop keeps its speaker's label at every speed; recipes that take a changed speed for another speaker are others.
 
     Args:
         speeds: factors, in percent.
@@ -126,36 +130,81 @@ class OneOf(nn.Module):
         return changed
 
 
-class Noise(nn.Module):
+class FromFolder(nn.Module, ABC):
+    """An augmentation by the audio files of a folder; subclasses write `change`.
+
+    Args:
+        folder: of 16 kHz mono files at any depth; a relative path begins at the root of the data module.
+        optional: where there is no such folder, crops stay as they are, with a warning, instead of an error.
+    """
+
+    def __init__(self, folder: Path, optional: bool = False) -> None:
+        super().__init__()
+        self.folder, self.optional = folder, optional
+        self.files: list[Path] | None = None
+
+    def locate(self, root: Path) -> None:
+        """Find the files, sorted; a data module calls it with its root before training.
+
+        Raises:
+            DataError: a folder that is missing and not optional, or that holds no files.
+        """
+        place = root / self.folder
+        self.files = sorted(path for path in place.rglob("*") if path.suffix.lower() in audio.EXTENSIONS)
+        if self.optional and not place.exists():
+            warnings.warn(f"There is no folder {place}: no {type(self).__name__} of it is added to crops", stacklevel=2)
+        elif not self.files:
+            raise DataError(f"There are no wav or flac files in {place}: expected some, 16 kHz mono")
+
+    def forward(self, waveforms: Tensor) -> Tensor:
+        """(batch, time) -> (batch, time), scaled down where it would clip."""
+        if self.files is None:
+            self.locate(find_root(None))
+        return torch.stack([self.change(waveform) for waveform in waveforms]) if self.files else waveforms
+
+    def draw(self) -> Path:
+        """One of the files."""
+        files = self.files or []
+        return files[_below(len(files))]
+
+    @abstractmethod
+    def change(self, waveform: Tensor) -> Tensor:
+        """Augment a (time,) waveform."""
+
+
+class Noise(FromFolder):
     """Sounds of a folder under each crop: one of MUSAN's noises, a piece of its music, or several of its voices.
 
     Args:
-        folder: of 16 kHz mono files at any depth; a relative path begins at the root of the data.
+        folder: as in `FromFolder`.
         low: least signal-to-noise ratio, dB.
         high: greatest, dB; drawn uniformly.
         fewest: sounds at once, at least.
         most: sounds at once, at most, all of one level.
+        optional: as in `FromFolder`.
 
     Raises:
         ValueError: an empty range.
-        DataError: a folder that is missing or holds no files.
 
     Source: Snyder, Chen and Povey, "MUSAN: a music, speech, and noise corpus", 2015; Snyder et al., "X-vectors: robust
     DNN embeddings for speaker recognition", 2018 (noise 0 to 15 dB, music 5 to 15 dB, 3 to 7 voices 13 to 20 dB).
     """
 
-    def __init__(self, folder: Path, low: float = 0.0, high: float = 15.0, fewest: int = 1, most: int = 1) -> None:
-        super().__init__()
+    def __init__(
+        self,
+        folder: Path,
+        low: float = 0.0,
+        high: float = 15.0,
+        fewest: int = 1,
+        most: int = 1,
+        optional: bool = False,
+    ) -> None:
+        super().__init__(folder, optional)
         if not (low <= high and 1 <= fewest <= most):
             raise ValueError(f"Expected low <= high and 1 <= fewest <= most, got {low}, {high}, {fewest} and {most}")
-        self.folder, self.low, self.high, self.fewest, self.most = folder, low, high, fewest, most
-        self.files = find_audio(folder)
+        self.low, self.high, self.fewest, self.most = low, high, fewest, most
 
-    def forward(self, waveforms: Tensor) -> Tensor:
-        """(batch, time) -> (batch, time), scaled down where it would clip."""
-        return torch.stack([self.add(waveform) for waveform in waveforms])
-
-    def add(self, waveform: Tensor) -> Tensor:
+    def change(self, waveform: Tensor) -> Tensor:
         """A (time,) waveform with noise."""
         count = self.fewest + _below(self.most - self.fewest + 1)
         sounds = [self.sound(len(waveform)) for _ in range(count)]
@@ -165,56 +214,27 @@ class Noise(nn.Module):
 
     def sound(self, samples: int) -> Tensor:
         """A stretch of one of the files, repeated where it is shorter."""
-        path = self.files[_below(len(self.files))]
+        path = self.draw()
         total = audio.info(path).frames
         frames = min(samples, total)
         stretch = audio.read(path, _below(total - frames + 1), frames)
         return stretch.repeat(-(-samples // frames))[:samples]
 
 
-class Room(nn.Module):
-    """The crop in a room: convolved with one of the impulse responses of a folder.
+class Room(FromFolder):
+    """The crop in a room: convolved with one of the impulse responses of a folder, e.g. RIRS_NOISES/simulated_rirs.
 
     The direct sound, where the response is loudest, stays where it was, and the crop's level as it was.
-
-    Args:
-        folder: of 16 kHz mono files at any depth, e.g. RIRS_NOISES/simulated_rirs; a relative path begins at the root
-            of the data.
-
-    Raises:
-        DataError: a folder that is missing or holds no files.
 
     Source: Ko et al., "A study on data augmentation of reverberant speech for robust speech recognition", 2017.
     """
 
-    def __init__(self, folder: Path) -> None:
-        super().__init__()
-        self.folder = folder
-        self.files = find_audio(folder)
-
-    def forward(self, waveforms: Tensor) -> Tensor:
-        """(batch, time) -> (batch, time), scaled down where it would clip."""
-        return torch.stack([self.convolve(waveform) for waveform in waveforms])
-
-    def convolve(self, waveform: Tensor) -> Tensor:
+    def change(self, waveform: Tensor) -> Tensor:
         """A (time,) waveform in a room."""
-        response = audio.read(self.files[_below(len(self.files))])
+        response = audio.read(self.draw())
         direct = int(response.abs().argmax())
         heard: Tensor = fftconvolve(waveform, response)[direct : direct + len(waveform)]
         return _unclipped(heard * (_level(waveform) / _level(heard)))
-
-
-def find_audio(folder: Path) -> list[Path]:
-    """The audio files of a folder, at any depth, sorted; a relative path begins at the root of the data.
-
-    Raises:
-        DataError: a folder that is missing or holds none.
-    """
-    place = find_root(None) / folder
-    files = sorted(path for path in place.rglob("*") if path.suffix.lower() in audio.EXTENSIONS)
-    if not files:
-        raise DataError(f"There are no wav or flac files in {place}: expected sounds or impulse responses, 16 kHz mono")
-    return files
 
 
 def _below(limit: int) -> int:

@@ -39,6 +39,11 @@ class Background(SpeakerData):
             raise ValueError(f"Expected segment_seconds > 0, got {segment_seconds}")
         self.listed, self.segment_seconds = listed, segment_seconds
 
+    @property
+    def lists(self) -> list[Path]:
+        """The text files that belong to the data."""
+        return [*super().lists, self.root / self.listed]
+
     def utterances(self, part: str) -> list[Utterance]:
         """Segments of `train`, or utterances of `development` or `test`, of the listed speakers.
 

@@ -13,6 +13,7 @@ from torch.nn.utils.rnn import pad_sequence
 from torch.utils.data import DataLoader, Dataset, DistributedSampler
 
 from sec4sr_pl import audio
+from sec4sr_pl.data.augment import FromFolder
 from sec4sr_pl.data.manifest import DataError, Utterance, find_root, label, scan, split_development
 from sec4sr_pl.data.trials import Trials, find_trials
 from sec4sr_pl.draws import key
@@ -283,6 +284,11 @@ class SpeakerData(LightningDataModule):
         """The folders in `root` that belong to the data, each once."""
         return list(dict.fromkeys([self.train_split, self.test_split, *self.trial_splits]))
 
+    @property
+    def lists(self) -> list[Path]:
+        """The text files that belong to the data."""
+        return [] if self.trial_list is None else [self.trial_list]
+
     def trials(self) -> Trials:
         """The verification trials, among the utterances of `trial_splits`.
 
@@ -300,7 +306,14 @@ class SpeakerData(LightningDataModule):
         return Utterances(utterances, label(utterances, self.speakers, closed), self.resample)
 
     def train_dataloader(self) -> DataLoader[Item]:
-        """Crops of one length, in an order drawn from (seed, epoch); every process gets as many batches."""
+        """Crops of one length, in an order drawn from (seed, epoch); every process gets as many batches.
+
+        Raises:
+            DataError: files that can't be used, or an augmentation's folder that is missing or holds no audio.
+        """
+        for module in chain.from_iterable(augmentation.modules() for augmentation in self.augmentations):
+            if isinstance(module, FromFolder):
+                module.locate(self.root)
         crops = Crops(self.dataset("train"), self.crop_samples, self.crops_per_utterance, self.seed, self.augmentations)
         if self.balanced:
             sampler: EpochSampler = BalancedSampler(crops, *self._world(), seed=self.seed)

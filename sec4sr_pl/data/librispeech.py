@@ -21,6 +21,7 @@ from rich.console import Console
 from sec4sr_pl import audio
 from sec4sr_pl.data.download import Archive, fetch, one_line_errors, open_archive
 from sec4sr_pl.data.manifest import DataError
+from sec4sr_pl.files import whole
 
 MIRRORS = ("www.openslr.org", "openslr.elda.org", "us.openslr.org")
 ARCHIVES = {
@@ -233,13 +234,8 @@ def _construction(folder: Path) -> Iterator[Path]:
 
 def _write(path: Path, data: bytes) -> None:
     """The file appears under its name only when it is whole."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.part")
-    try:
-        temporary.write_bytes(data)
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with whole(path) as partial:
+        partial.write_bytes(data)
 
 
 def _lines(lines: Sequence[str]) -> bytes:

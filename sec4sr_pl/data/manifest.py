@@ -10,6 +10,7 @@ from typing import NamedTuple
 
 from sec4sr_pl import audio
 from sec4sr_pl.draws import key
+from sec4sr_pl.files import whole
 from sec4sr_pl.types import REJECT, SAMPLE_RATE
 
 COMMANDS = {
@@ -179,15 +180,9 @@ def _read_headers(files: Iterable[Path], cache: Path) -> list[tuple[int, int]]:
         if header.channels != 1:
             raise audio.AudioError(f"{path} has {header.channels} channels, expected 1: mix it down to mono")
         headers.append((header.frames, header.rate))
-    temporary = cache.with_suffix(f".{os.getpid()}")
-    try:
-        cache.parent.mkdir(parents=True, exist_ok=True)
-        with temporary.open("w", newline="") as file:
-            csv.writer(file).writerows(headers)
-        temporary.replace(cache)
-    except OSError:  # a read-only home only costs the next scan
-        with suppress(OSError):
-            temporary.unlink(missing_ok=True)
+    # a read-only home only costs the next scan
+    with suppress(OSError), whole(cache, shared=True) as partial, partial.open("w", newline="") as file:
+        csv.writer(file).writerows(headers)
     return headers
 
 

@@ -25,10 +25,14 @@ from sec4sr_pl.checkpoint import CHECKSUMS, checksum
 from sec4sr_pl.data import SpeakerData
 from sec4sr_pl.data.download import one_line_errors
 from sec4sr_pl.data.manifest import INDEX, DataError, Utterance
+from sec4sr_pl.files import whole
 
 
 def convert(data: SpeakerData, output: Path, splits: list[str] | None = None, megabytes: int = 1_000) -> None:
     """Pack the files of a data set, unchanged, into shards of the same splits; a killed command goes on.
+
+    Lists in the root go along; one that is elsewhere is found where it is. A shard that was cut, or that is older than
+    one of its files, is written again.
 
     Args:
         data: e.g. VoxCeleb, and its --data.root.
@@ -47,8 +51,11 @@ def convert(data: SpeakerData, output: Path, splits: list[str] | None = None, me
     data.prepare_data()
     for split in data.splits if splits is None else splits:
         pack(data.scan(split), data.root / split, output / split, megabytes * 1_000_000)
-    if data.trial_list is not None and data.trial_list.is_file():
-        shutil.copy(data.trial_list, output)
+    for path in data.lists:
+        if path.is_relative_to(data.root) and path.is_file():
+            target = output / path.relative_to(data.root)
+            target.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(path, target)
 
 
 def pack(utterances: Sequence[Utterance], source: Path, folder: Path, size: int) -> None:
@@ -76,17 +83,27 @@ def pack(utterances: Sequence[Utterance], source: Path, folder: Path, size: int)
                 [u.name, u.speaker, str(u.frames), str(u.rate), shards[-1].name, *entry(u.path, source)] for u in part
             ]
             note = shards[-1].with_suffix(".csv")
-            if not note.is_file():
-                offsets = write_shard(shards[-1], part, source, lambda: progress.advance(task))
-                write_rows(note, [[*row, str(offset)] for row, offset in zip(planned, offsets, strict=True)])
-            written = read_rows(note)
-            if [row[:-1] for row in written] != planned:
+            written = read_rows(note) if note.is_file() else []
+            if written and [row[:-1] for row in written] != planned:
                 raise DataError(f"{folder} holds shards of other utterances, or of another size: remove it")
+            if not (written and is_current(shards[-1], part, *map(int, written[-1][-2:]))):
+                (folder / INDEX).unlink(missing_ok=True)  # the checksums, too, are to be made again
+                offsets = write_shard(shards[-1], part, source, lambda: progress.advance(task))
+                written = [[*row, str(offset)] for row, offset in zip(planned, offsets, strict=True)]
+                write_rows(note, written)
             rows += written
             progress.update(task, completed=len(rows))
     if not (folder / INDEX).is_file() or read_rows(folder / INDEX) != rows:
         (folder / CHECKSUMS).write_text("".join(f"{checksum(shard)}  {shard.name}\n" for shard in shards))
         write_rows(folder / INDEX, rows)
+
+
+def is_current(shard: Path, utterances: Sequence[Utterance], size: int, offset: int) -> bool:
+    """Whether a shard holds all of its last file, of `size` bytes at `offset`, and is older than none of its files."""
+    if not shard.is_file() or shard.stat().st_size < offset + size:
+        return False
+    sources = {u.path.archive if isinstance(u.path, audio.Member) else u.path for u in utterances}
+    return max(path.stat().st_mtime_ns for path in sources) <= shard.stat().st_mtime_ns
 
 
 def cut(utterances: Sequence[Utterance], source: Path, size: int) -> Iterator[list[Utterance]]:
@@ -113,8 +130,7 @@ def entry(path: Path | audio.Member, source: Path) -> tuple[str, str]:
 def write_shard(shard: Path, utterances: Sequence[Utterance], source: Path, done: Callable[[], None]) -> list[int]:
     """Write a tar file, and call `done` after each utterance; where in it each file begins."""
     offsets = []
-    partial = shard.with_name(f".{shard.name}.part")
-    with tarfile.open(partial, "w") as tar:
+    with whole(shard) as partial, tarfile.open(partial, "w") as tar:
         for utterance in utterances:
             name, size = entry(utterance.path, source)
             member = tarfile.TarInfo(name)  # no time and no owner: the same files make the same shard
@@ -123,7 +139,6 @@ def write_shard(shard: Path, utterances: Sequence[Utterance], source: Path, done
                 tar.addfile(member, file)
             offsets.append(tar.offset - -(-member.size // tarfile.BLOCKSIZE) * tarfile.BLOCKSIZE)
             done()
-    partial.replace(shard)
     return offsets
 
 
@@ -135,12 +150,10 @@ def read_rows(path: Path) -> list[list[str]]:
 
 def write_rows(path: Path, rows: Sequence[Sequence[str]]) -> None:
     """Write a CSV file that appears under its name only when it is whole."""
-    partial = path.with_name(f".{path.name}.part")
-    with partial.open("w", newline="") as file:
+    with whole(path) as partial, partial.open("w", newline="") as file:
         csv.writer(file).writerows(rows)
         file.flush()
         os.fsync(file.fileno())
-    partial.replace(path)
 
 
 def main(args: list[str] | None = None) -> None:

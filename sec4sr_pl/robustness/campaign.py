@@ -6,7 +6,6 @@ never from what ran before, so records are the same bytes for any number of proc
 
 import json
 import math
-import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from hashlib import sha256
 from itertools import compress
@@ -22,6 +21,7 @@ from sec4sr_pl.attacks.written import as_written
 from sec4sr_pl.checkpoint import checksum, describe
 from sec4sr_pl.data.base import Utterances, collate
 from sec4sr_pl.draws import key
+from sec4sr_pl.files import whole
 from sec4sr_pl.recognizer import Ensemble, Recognizer
 from sec4sr_pl.robustness.probe import ball, probed, shortened, steepness
 from sec4sr_pl.robustness.targets import Goal, choose_targets
@@ -41,13 +41,8 @@ class CampaignError(ValueError):
 
 def write_text(path: Path, text: str) -> None:
     """Write a file that appears under its name only when it is whole."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        temporary.write_text(text, encoding="utf-8")
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with whole(path, shared=True) as partial:
+        partial.write_text(text, encoding="utf-8")
 
 
 class Campaign:

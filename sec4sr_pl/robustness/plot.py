@@ -1,10 +1,10 @@
 """A campaign in pictures: accuracy under each attack, with intervals, success against queries, error tradeoffs."""
 
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from sec4sr_pl.files import whole
 from sec4sr_pl.metrics import DETCurve
 from sec4sr_pl.robustness.queries import Curve
 from sec4sr_pl.robustness.tables import Summary
@@ -85,7 +85,6 @@ def plot_det(curves: Mapping[str, DETCurve], path: Path) -> Path:
 
 def save(figure: "Figure", path: Path) -> Path:
     """Write a PNG that appears under its name only when it is whole; the path."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    figure.savefig(temporary, format="png", dpi=120)
-    temporary.replace(path)
+    with whole(path) as partial:
+        figure.savefig(partial, format="png", dpi=120)
     return path
