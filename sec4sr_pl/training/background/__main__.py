@@ -41,7 +41,8 @@ def train(
 ) -> Recognizer:
     """Train a GMM, an i-vector extractor, LDA and PLDA, and write them as Kaldi texts and as a recognizer.
 
-    A run that was stopped goes on where it was: give it the same arguments again.
+    A run that was stopped goes on where it was: give it the same arguments again. One of other utterances, another
+    front end or another seed is refused in the same folder.
 
     Args:
         output: folder of the models: recognizer.ckpt with nobody enrolled, for python -m sec4sr_pl.enrollment, and
@@ -72,8 +73,9 @@ def train(
     pieces = background(root, split, speakers, seconds)
     corpus = Corpus(pieces, features, batch_size, device, num_workers, keep)
     state = output / "state"
-    gmm = fit_gmm(corpus, components, gmm_iterations, seed=seed, path=state / "gmm.pt")
-    extractor = fit_extractor(gmm, corpus, embedding_size, extractor_iterations, seed, state / "extractor.pt")
+    gmm = fit_gmm(corpus, components, gmm_iterations, seed=seed, path=state / "gmm.pt", identity=corpus.identity)
+    kept = state / "extractor.pt"
+    extractor = fit_extractor(gmm, corpus, embedding_size, extractor_iterations, seed, kept, corpus.identity)
     backbone = IVector.of(gmm, extractor)
     embeddings = torch.cat([backbone(*batch) for batch in corpus])
     scorer = fit_backend(embeddings, [piece.speaker for piece in pieces], lda_size, plda_iterations, averaged)

@@ -7,8 +7,10 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
 
+from sec4sr_pl.checkpoint import describe
 from sec4sr_pl.data.base import Utterances, collate
 from sec4sr_pl.data.manifest import Utterance, find_root, listed, scan, segments
+from sec4sr_pl.draws import key
 from sec4sr_pl.features import FrontEnd
 
 
@@ -53,6 +55,12 @@ class Corpus:
         dataset = Utterances(utterances, [0] * len(utterances))
         self.loader = DataLoader(dataset, batch_size, num_workers=num_workers, collate_fn=collate)
         self.kept: list[tuple[Tensor, Tensor]] = []
+
+    @property
+    def identity(self) -> str:
+        """Tells its frames from those of other utterances or another front end, wherever the files lie."""
+        pieces = [utterance._replace(path=Path()) for utterance in self.utterances]
+        return f"{key(describe(self.features), *pieces):016x}"
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
         """(batch, frames, dims) frames and (batch,) valid frames."""

@@ -13,7 +13,13 @@ from sec4sr_pl.types import valid_mask
 
 
 def fit_gmm(
-    batches: Frames, components: int, iterations: int = 20, floor: float = 1e-3, seed: int = 0, path: Path | None = None
+    batches: Frames,
+    components: int,
+    iterations: int = 20,
+    floor: float = 1e-3,
+    seed: int = 0,
+    path: Path | None = None,
+    identity: str = "",
 ) -> FullGMM:
     """A mixture of the frames, which starts at frames drawn at random and the covariance of all.
 
@@ -24,9 +30,10 @@ def fit_gmm(
         floor: smallest variance in any direction, as a share of that of all frames.
         seed: of the first means.
         path: keeps each iteration, to go on from.
+        identity: tells these frames from any other, e.g. that of a `Corpus`.
 
     Raises:
-        ValueError: fewer frames than components.
+        ValueError: no component, fewer frames than components, or as `iterate`.
     """
     return iterate(
         lambda: first_gmm(batches, components, seed),
@@ -34,6 +41,9 @@ def fit_gmm(
         iterations,
         "GMM",
         path,
+        frames=identity,
+        seed=seed,
+        floor=floor,
     )
 
 
