@@ -54,7 +54,7 @@ class Normalized(EnrolledScorer):
         if kind not in ("z", "t", "s") or (top is not None and top < 2):
             raise ValueError(f"Expected kind 'z', 't' or 's' and a top of at least 2, got {kind!r} and {top}")
         self.scorer, self.kind, self.top, self.cohort_size = scorer, kind, top, cohort_size
-        self.embedding_size = scorer.embedding_size
+        self.embedding_size, self.trained_on = scorer.embedding_size, scorer.trained_on
         self.register_buffer("cohort", torch.zeros(cohort_size, scorer.embedding_size))
 
     def take_cohort(self, embeddings: Tensor) -> None:

@@ -24,6 +24,8 @@ class Scorer(nn.Module):
     """
 
     speakers: tuple[str, ...]
+    trained_on: Sequence[str] = ()
+    """Names of those on whose speech the recognizer was trained, where they are known."""
     threshold: Tensor
     """() a score must exceed it to be accepted; -inf in a closed set."""
 
@@ -53,7 +55,7 @@ class ClosedSet(Scorer):
         super().__init__(speakers)
         if not self.speakers:
             raise ValueError("Expected at least one speaker, got none")
-        self.embedding_size = embedding_size
+        self.embedding_size, self.trained_on = embedding_size, self.speakers
         self.head = nn.Linear(embedding_size, len(self.speakers))
 
     def forward(self, embeddings: Tensor) -> Tensor:
@@ -188,6 +190,7 @@ class PLDA(EnrolledScorer):
         size: dimensions after LDA.
         averaged: "before": enrollment embeddings are averaged first, and their number sharpens the model, as in Kaldi.
             "after": they are averaged in PLDA's basis and count as one utterance, as in the SEC4SR paper.
+        trained_on: names of those on whose speech the recognizer was trained, where they are known.
 
     Raises:
         ValueError: `averaged` is neither.
@@ -202,11 +205,12 @@ class PLDA(EnrolledScorer):
         embedding_size: int = 32,
         size: int = 16,
         averaged: Literal["before", "after"] = "after",
+        trained_on: Sequence[str] = (),
     ) -> None:
         super().__init__(speakers, embedding_size)
         if averaged not in ("before", "after"):
             raise ValueError(f"Expected averaged 'before' or 'after', got {averaged!r}")
-        self.size, self.averaged = size, averaged
+        self.size, self.averaged, self.trained_on = size, averaged, trained_on
         self.models = torch.zeros(len(self.speakers), 2, size)  # mean and variance of each dimension
         self.center: Tensor
         self.lda: Tensor

@@ -1,4 +1,7 @@
-"""An i-vector-PLDA recognizer from nothing: `python -m sec4sr_pl.training.background --output runs/ivector`."""
+"""An i-vector-PLDA recognizer from nothing: `python -m sec4sr_pl.training.background --output runs/ivector`.
+
+By default of the speakers of background201.txt, who are in no test of Spk10.
+"""
 
 import sys
 from pathlib import Path
@@ -23,7 +26,7 @@ def train(
     output: Path,
     root: Path | None = None,
     split: str = "Spk251_train",
-    speakers: Path | None = None,
+    speakers: Path | None = Path("background201.txt"),
     seconds: float = 3.0,
     components: int = 64,
     embedding_size: int = 100,
@@ -49,7 +52,8 @@ def train(
             Kaldi's final_ubm.txt, final_ie.txt, mean.vec, transform.txt and plda.txt.
         root: holds the splits; default: the variable SEC4SR_DATA, else data.
         split: folder of the utterances, <split>/<speaker>/<utterance>.wav.
-        speakers: file with the names of the speakers to train on, e.g. background201.txt; default: all.
+        speakers: file with the names of the speakers to train on; a relative path begins at the root. null: all, among
+            whom are those of the tests of Spk10.
         seconds: utterances are cut into pieces of at least this length, between which a speaker varies. Where speakers
             have one utterance, that variation is understated.
         components: of the GMM.

@@ -43,7 +43,9 @@ def fit_backend(
     center = embeddings.mean(0)
     lda = fit_lda(embeddings - center, speakers, lda_size, shrinkage)
     reduced = (embeddings - center) @ lda[:, :-1].T + lda[:, -1]
-    return PLDA.of(center, lda, fit_plda(normalize_length(reduced), speakers, plda_iterations), averaged)
+    scorer = PLDA.of(center, lda, fit_plda(normalize_length(reduced), speakers, plda_iterations), averaged)
+    scorer.trained_on = sorted(set(speakers))
+    return scorer
 
 
 def write(recognizer: Recognizer, output: Path) -> None:
@@ -97,6 +99,7 @@ def train(
     speakers = [utterance.speaker for utterance in utterances.utterances]
     embeddings = embed(recognizer, utterances, batch_size, seed, num_workers, "embeddings")
     scorer = fit_backend(embeddings, speakers, lda_size, plda_iterations, averaged, shrinkage)
+    scorer.trained_on = sorted({*scorer.trained_on, *recognizer.scorer.trained_on})
     made = Recognizer(recognizer.features, recognizer.backbone, scorer, list(recognizer.defenses))  # type: ignore[arg-type]
     write(made.cpu().eval(), output)
     return made

@@ -20,14 +20,15 @@ def background(root: Path | None, split: str, speakers: Path | None, seconds: fl
     Args:
         root: holds the splits; None: the variable SEC4SR_DATA, else `data`.
         split: folder name.
-        speakers: file with a speaker a line; None: all speakers of the split.
+        speakers: file with a speaker a line; a relative path begins at the root. None: all speakers of the split.
         seconds: as in `segments`.
 
     Raises:
         DataError: as `scan` and `listed`.
     """
-    utterances = scan(find_root(root), split)
-    return segments(utterances if speakers is None else listed(utterances, speakers), seconds)
+    root = find_root(root)
+    utterances = scan(root, split)
+    return segments(utterances if speakers is None else listed(utterances, root / speakers), seconds)
 
 
 class Corpus:
