@@ -42,6 +42,19 @@ class Calibration(NamedTuple):
     """On these scores, as fraction."""
 
 
+def find_device(name: str) -> torch.device:
+    """The device of this name.
+
+    Raises:
+        ValueError: there is none here.
+    """
+    try:
+        return torch.empty(0, device=name).device
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).partition("\n")[0]
+        raise ValueError(f"Expected a device that is here, such as cpu, got {name!r}: {reason}") from error
+
+
 @torch.no_grad()
 def embed(
     recognizer: Recognizer,
@@ -258,7 +271,7 @@ def make(
         made.backbone,
         made.scorer if scorer is None else scorer,
         list(made.defenses) if defenses is None else defenses,  # type: ignore[arg-type]
-    ).to(device)
+    ).to(find_device(device))
     calibration = enroll(made, data, task, target_prior, batch_size, seed, cohort)
     save_recognizer(made, output)
     text = f"Enrolled {len(made.scorer.speakers)} speakers in {output}."

@@ -13,9 +13,10 @@ from jsonargparse import auto_cli
 from sec4sr_pl import kaldi
 from sec4sr_pl.allocator import keep_large_blocks
 from sec4sr_pl.backbones import IVector
+from sec4sr_pl.enrollment import find_device
 from sec4sr_pl.features import MFCC, EnergyVAD
 from sec4sr_pl.recognizer import Recognizer
-from sec4sr_pl.training.background.backend import fit_backend, write
+from sec4sr_pl.training.background.backend import check_sizes, fit_backend, write
 from sec4sr_pl.training.background.corpus import Corpus, background
 from sec4sr_pl.training.background.extractor import fit_extractor
 from sec4sr_pl.training.background.mixture import fit_gmm
@@ -75,14 +76,21 @@ def train(
     """
     features = MFCC(vad=EnergyVAD() if vad else None)
     pieces = background(root, split, speakers, seconds)
-    corpus = Corpus(pieces, features, batch_size, device, num_workers, keep)
+    names = [piece.speaker for piece in pieces]
+    if min(embedding_size, extractor_iterations) < 1:  # the rest is checked in time
+        raise ValueError(
+            f"Expected at least 1 dimension of an i-vector and 1 iteration, got {embedding_size} and "
+            f"{extractor_iterations}"
+        )
+    check_sizes(names, embedding_size, lda_size)
+    corpus = Corpus(pieces, features, batch_size, find_device(device), num_workers, keep)
     state = output / "state"
     gmm = fit_gmm(corpus, components, gmm_iterations, seed=seed, path=state / "gmm.pt", identity=corpus.identity)
     kept = state / "extractor.pt"
     extractor = fit_extractor(gmm, corpus, embedding_size, extractor_iterations, seed, kept, corpus.identity)
     backbone = IVector.of(gmm, extractor)
     embeddings = torch.cat([backbone(*batch) for batch in corpus])
-    scorer = fit_backend(embeddings, [piece.speaker for piece in pieces], lda_size, plda_iterations, averaged)
+    scorer = fit_backend(embeddings, names, lda_size, plda_iterations, averaged)
     kaldi.write_gmm(output / "final_ubm.txt", gmm)
     kaldi.write_extractor(output / "final_ie.txt", extractor)
     recognizer = Recognizer(features, backbone, scorer).cpu().eval()

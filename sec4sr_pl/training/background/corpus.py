@@ -25,7 +25,10 @@ def background(root: Path | None, split: str, speakers: Path | None, seconds: fl
 
     Raises:
         DataError: as `scan` and `listed`.
+        ValueError: segments of no length.
     """
+    if not seconds > 0:
+        raise ValueError(f"Expected segments of more than 0 seconds, got {seconds}")
     root = find_root(root)
     utterances = scan(root, split)
     return segments(utterances if speakers is None else listed(utterances, root / speakers), seconds)
@@ -48,7 +51,7 @@ class Corpus:
         utterances: Sequence[Utterance],
         features: FrontEnd,
         batch_size: int = 16,
-        device: str = "cpu",
+        device: str | torch.device = "cpu",
         num_workers: int = 0,
         keep: bool = True,
     ) -> None:

@@ -39,6 +39,8 @@ def fit_extractor(
     Source: Kenny et al., "Eigenvoice modeling with sparse training data", 2005, with the prior estimated as well
     (minimum divergence), in Kaldi's form.
     """
+    if size < 1:
+        raise ValueError(f"Expected i-vectors of at least 1 dimension, got {size}")
     return iterate(
         lambda: first_extractor(gmm, size, seed),
         lambda extractor: improve(gmm, extractor, batches),

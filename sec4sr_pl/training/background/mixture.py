@@ -35,6 +35,8 @@ def fit_gmm(
     Raises:
         ValueError: no component, fewer frames than components, or as `iterate`.
     """
+    if components < 1:
+        raise ValueError(f"Expected at least 1 component, got {components}")
     return iterate(
         lambda: first_gmm(batches, components, seed),
         lambda gmm: improve(gmm, batches, floor),
