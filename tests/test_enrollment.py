@@ -246,7 +246,8 @@ def test_every_enrollment_config_makes_a_recognizer(
     if "ge2e" in config.stem and find_spec("resemblyzer") is None:
         pytest.skip("needs the weights: pip install --no-deps resemblyzer")
     monkeypatch.chdir(tmp_path)
-    flags = [f"--cohort.root={voices}"] * ("cohort:" in config.read_text())
+    cohort = [f"--cohort.root={voices}", "--recognizer.init_args.scorer.init_args.top=4"]
+    flags = cohort if "cohort:" in config.read_text() else []
     shutil.copytree(voices / "Spk10_imposter", voices / "Spk251_train")
     for speaker in (voices / "Spk251_train").iterdir():
         speaker.rename(speaker.with_name(f"stranger{speaker.name}"))
