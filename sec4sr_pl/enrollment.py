@@ -76,6 +76,9 @@ def embed(
 
     Raises:
         ValueError: an utterance that is too short.
+
+    Warns:
+        UserWarning: an utterance of zeros.
     """
     like = recognizer.scorer.threshold
     own = torch.Generator()  # a loader draws a number that nobody needs: not from a training's generator
@@ -83,6 +86,8 @@ def embed(
     embeddings = []
     for batch in track(loader, label or "", disable=label is None):
         recognizer.check(batch.waveforms, batch.lengths, batch.names)
+        if silent := [name for name, row in zip(batch.names, batch.waveforms, strict=True) if not row.any()]:
+            warnings.warn(f"Nothing is to be heard in {', '.join(silent)}: all samples are 0", stacklevel=2)
         recognizer.seed(key(seed, *batch.names, "enrollment"))
         embeddings.append(recognizer.embed(batch.waveforms.to(like), batch.lengths.to(like.device)))
     return torch.cat(embeddings)

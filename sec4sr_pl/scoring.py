@@ -117,12 +117,16 @@ class EnrolledScorer(Scorer):
             speakers: the name of each utterance's speaker.
 
         Raises:
-            ValueError: no utterance, or not a name for each.
+            ValueError: no utterance, not a name for each, or an embedding that is not finite.
         """
         if embeddings.dim() != 2 or not len(embeddings) or len(speakers) != len(embeddings):
             raise ValueError(
                 "Expected (utterances, embedding_size) embeddings and a speaker for each, "
                 f"got {tuple(embeddings.shape)} and {len(speakers)} speakers"
+            )
+        if broken := (~embeddings.isfinite().all(1)).nonzero().squeeze(1).tolist():
+            raise ValueError(
+                f"Expected finite embeddings, got {len(broken)} that are not, the first of speaker {speakers[broken[0]]!r}"
             )
         rows: dict[str, list[int]] = {name: [] for name in sorted(set(speakers))}
         for index, name in enumerate(speakers):
