@@ -97,7 +97,7 @@ def embed(
 def held_out_scores(scorer: EnrolledScorer, embeddings: Tensor, speakers: Sequence[str]) -> Tensor:
     """Scores of enrollment utterances against models that they have no part in, (utterances, speakers).
 
-    In each turn every speaker's model is of all utterances but one.
+    In turn k the k-th utterance of each speaker who has so many is held out; the other speakers' models are of all theirs.
 
     Raises:
         ValueError: a speaker with one utterance.

@@ -103,9 +103,11 @@ def fit_lda(embeddings: Tensor, speakers: Sequence[str], size: int, shrinkage: f
 
 
 def fit_plda(embeddings: Tensor, speakers: Sequence[str], iterations: int = 10) -> PLDAModel:
-    """The covariances between and within speakers of the highest likelihood, by expectation maximization.
+    """The covariances between and within speakers of the highest likelihood for one mean, by expectation maximization.
 
-    Each iteration is done in the basis in which both are diagonal, where a speaker's posterior is a division.
+    The mean is that of the speakers' means, each counting once, as in Kaldi: it is that of the highest likelihood where
+    all have the same number of utterances. Each iteration is done in the basis in which both covariances are diagonal,
+    where a speaker's posterior is a division.
 
     Args:
         embeddings: (utterances, size).
