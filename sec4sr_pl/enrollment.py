@@ -97,7 +97,7 @@ def embed(
 def held_out_scores(scorer: EnrolledScorer, embeddings: Tensor, speakers: Sequence[str]) -> Tensor:
     """Scores of enrollment utterances against models that they have no part in, (utterances, speakers).
 
-    In turn k the k-th utterance of each speaker who has so many is held out; the other speakers' models are of all theirs.
+    In turn k the k-th utterance of each speaker who has so many is held out. Models of the others are of all theirs.
 
     Raises:
         ValueError: a speaker with one utterance.

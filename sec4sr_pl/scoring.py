@@ -126,7 +126,8 @@ class EnrolledScorer(Scorer):
             )
         if broken := (~embeddings.isfinite().all(1)).nonzero().squeeze(1).tolist():
             raise ValueError(
-                f"Expected finite embeddings, got {len(broken)} that are not, the first of speaker {speakers[broken[0]]!r}"
+                f"Expected finite embeddings, got {len(broken)} that are not, the first of speaker "
+                f"{speakers[broken[0]]!r}"
             )
         rows: dict[str, list[int]] = {name: [] for name in sorted(set(speakers))}
         for index, name in enumerate(speakers):
