@@ -33,6 +33,8 @@ def describe(value: Any) -> Any:
     """
     if isinstance(value, (list, tuple, nn.ModuleList)):
         return [describe(item) for item in value]
+    if isinstance(value, nn.ModuleDict):
+        return {name: describe(item) for name, item in value.items()}
     if value is None or isinstance(value, (bool, int, float, str)):
         return value
     if not isinstance(value, nn.Module):
@@ -62,6 +64,8 @@ def rebuild(description: Any, trusted: Sequence[str] = ("sec4sr_pl",)) -> Any:
         return [rebuild(item, trusted) for item in description]
     if not isinstance(description, Mapping):
         return description
+    if not {"class_path", "init_args"} & description.keys():
+        return {name: rebuild(item, trusted) for name, item in description.items()}
     path = str(description.get("class_path"))
     module, _, name = path.rpartition(".")
     if path.partition(".")[0] not in trusted:

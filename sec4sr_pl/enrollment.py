@@ -1,8 +1,10 @@
 """Enroll speakers and set the threshold: `python -m sec4sr_pl.enrollment --config configs/enroll/ge2e.yaml`."""
 
 import copy
+import warnings
 from collections import Counter
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Literal, NamedTuple
 
@@ -17,6 +19,7 @@ from sec4sr_pl.checkpoint import load_recognizer, save_recognizer
 from sec4sr_pl.command import command
 from sec4sr_pl.data import SpeakerData
 from sec4sr_pl.data.base import Utterances, collate
+from sec4sr_pl.data.manifest import DataError
 from sec4sr_pl.defenses import Defense
 from sec4sr_pl.draws import key
 from sec4sr_pl.normalization import Normalized
@@ -37,6 +40,19 @@ class Calibration(NamedTuple):
     """Scores that should be below."""
     equal_error_rate: float
     """On these scores, as fraction."""
+
+
+def find_device(name: str) -> torch.device:
+    """The device of this name.
+
+    Raises:
+        ValueError: there is none here.
+    """
+    try:
+        return torch.empty(0, device=name).device
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).partition("\n")[0]
+        raise ValueError(f"Expected a device that is here, such as cpu, got {name!r}: {reason}") from error
 
 
 @torch.no_grad()
@@ -60,6 +76,9 @@ def embed(
 
     Raises:
         ValueError: an utterance that is too short.
+
+    Warns:
+        UserWarning: an utterance of zeros.
     """
     like = recognizer.scorer.threshold
     own = torch.Generator()  # a loader draws a number that nobody needs: not from a training's generator
@@ -67,6 +86,8 @@ def embed(
     embeddings = []
     for batch in track(loader, label or "", disable=label is None):
         recognizer.check(batch.waveforms, batch.lengths, batch.names)
+        if silent := [name for name, row in zip(batch.names, batch.waveforms, strict=True) if not row.any()]:
+            warnings.warn(f"Nothing is to be heard in {', '.join(silent)}: all samples are 0", stacklevel=2)
         recognizer.seed(key(seed, *batch.names, "enrollment"))
         embeddings.append(recognizer.embed(batch.waveforms.to(like), batch.lengths.to(like.device)))
     return torch.cat(embeddings)
@@ -76,7 +97,7 @@ def embed(
 def held_out_scores(scorer: EnrolledScorer, embeddings: Tensor, speakers: Sequence[str]) -> Tensor:
     """Scores of enrollment utterances against models that they have no part in, (utterances, speakers).
 
-    In each turn every speaker's model is of all utterances but one.
+    In turn k the k-th utterance of each speaker who has so many is held out. Models of the others are of all theirs.
 
     Raises:
         ValueError: a speaker with one utterance.
@@ -134,6 +155,26 @@ def strangers(cohort: SpeakerData, data: SpeakerData) -> Utterances:
     return Utterances(utterances, [REJECT] * len(utterances), cohort.resample)
 
 
+def warn_of_training(trained_on: Sequence[str], data: SpeakerData) -> None:
+    """Warn of a recognizer that was trained on speakers who calibrate or are tested.
+
+    Args:
+        trained_on: their names.
+        data: that which has neither part is not looked at.
+    """
+    others = set()
+    for part in ("calibration", "test") if trained_on else ():
+        with suppress(DataError):  # what enrollment needs of them, it will miss itself
+            others |= {utterance.speaker for utterance in data.utterances(part)}
+    if heard := sorted(others.intersection(trained_on)):
+        warnings.warn(
+            f"This recognizer was trained on {len(heard)} of the speakers who calibrate or are tested: "
+            f"{', '.join(heard[:5])}{', ...' if len(heard) > 5 else ''}. Its figures will be too good: train it on "
+            "others, for Spk10 on those of background201.txt",
+            stacklevel=3,
+        )
+
+
 def enroll(
     recognizer: Recognizer,
     data: SpeakerData,
@@ -159,6 +200,9 @@ def enroll(
 
     Raises:
         ValueError: a scorer that can't be enrolled, or utterances that can't be used.
+
+    Warns:
+        UserWarning: a speaker who calibrates or is tested is among those on whom the recognizer was trained.
     """
     scorer = recognizer.eval().scorer
     if not isinstance(scorer, EnrolledScorer):
@@ -167,6 +211,7 @@ def enroll(
         came = f"{type(scorer).__name__} and {'none' if cohort is None else type(cohort).__name__}"
         raise ValueError(f"Expected a cohort for the scorer Normalized and for no other, got {came}")
     data.prepare_data()
+    warn_of_training(scorer.trained_on, data)
     if isinstance(scorer, Normalized) and cohort is not None:
         scorer.take_cohort(embed(recognizer, strangers(cohort, data), batch_size, seed))
     data.connect(sorted({utterance.speaker for utterance in data.utterances("enroll")}))
@@ -224,12 +269,14 @@ def make(
     if (recognizer is None) == (checkpoint is None):
         raise ValueError("Expected either a recognizer or a checkpoint")
     made = load_recognizer(checkpoint, trusted) if recognizer is None else recognizer  # type: ignore[arg-type]
+    if scorer is not None:
+        scorer.trained_on = [*made.scorer.trained_on, *scorer.trained_on]
     made = Recognizer(
         made.features,
         made.backbone,
         made.scorer if scorer is None else scorer,
         list(made.defenses) if defenses is None else defenses,  # type: ignore[arg-type]
-    ).to(device)
+    ).to(find_device(device))
     calibration = enroll(made, data, task, target_prior, batch_size, seed, cohort)
     save_recognizer(made, output)
     text = f"Enrolled {len(made.scorer.speakers)} speakers in {output}."

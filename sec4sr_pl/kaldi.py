@@ -152,10 +152,12 @@ class Reader:
             raise self.error(f"expected a matrix of {shape} numbers", f"{len(values)} numbers")
         return values.reshape(-1 if rows is None else rows, -1 if columns is None else columns)
 
-    def symmetric(self, size: int) -> Tensor:
-        """(size, size) float64 from a lower triangle."""
+    def precision(self, size: int) -> Tensor:
+        """(size, size) float64, the inverse of a covariance, from a lower triangle."""
         full, (rows, columns) = torch.zeros(size, size, dtype=torch.float64), triangle(size)
         full[rows, columns] = full[columns, rows] = self.vector(size * (size + 1) // 2)
+        if torch.linalg.cholesky_ex(full).info:
+            raise self.error("expected a positive definite matrix", "another")
         return full
 
     def end(self) -> None:
@@ -168,7 +170,7 @@ def read_gmm(path: Path) -> FullGMM:
     """A `final.ubm` in text form; its `<GCONSTS>` follow from the rest, and are computed anew.
 
     Raises:
-        KaldiError: truncated or in another form.
+        KaldiError: truncated, in another form, or with a matrix that is no inverse of a covariance.
     """
     reader = Reader(path)
     reader.expect("<FullGMM>", "<GCONSTS>")
@@ -178,7 +180,7 @@ def read_gmm(path: Path) -> FullGMM:
     reader.expect("<MEANS_INVCOVARS>")
     linear = reader.matrix(rows=len(weights))
     reader.expect("<INV_COVARS>")
-    precisions = torch.stack([reader.symmetric(linear.shape[1]) for _ in weights])
+    precisions = torch.stack([reader.precision(linear.shape[1]) for _ in weights])
     reader.expect("</FullGMM>")
     reader.end()
     return FullGMM(weights, torch.linalg.solve(precisions, linear.unsqueeze(2)).squeeze(2), precisions)
@@ -188,7 +190,8 @@ def read_extractor(path: Path) -> Extractor:
     """A `final.ie` in text form.
 
     Raises:
-        KaldiError: truncated, in another form, or with weights that depend on the i-vector.
+        KaldiError: truncated, in another form, with weights that depend on the i-vector, or with a matrix that is no
+            inverse of a covariance.
     """
     reader = Reader(path)
     reader.expect("<IvectorExtractor>", "<w>")
@@ -205,7 +208,7 @@ def read_extractor(path: Path) -> Extractor:
     reader.position = start
     loadings = torch.stack([reader.matrix(rows=inputs) for _ in weights])
     reader.expect("<SigmaInv>")
-    precisions = torch.stack([reader.symmetric(inputs) for _ in weights])
+    precisions = torch.stack([reader.precision(inputs) for _ in weights])
     reader.expect("<IvectorOffset>")
     offset = torch.tensor(reader.number(), dtype=torch.float64)
     reader.expect("</IvectorExtractor>")
@@ -217,12 +220,14 @@ def read_plda(path: Path) -> PLDAModel:
     """A `plda` in text form.
 
     Raises:
-        KaldiError: truncated or in another form.
+        KaldiError: truncated, in another form, or with a variance below 0.
     """
     reader = Reader(path)
     reader.expect("<Plda>")
     mean = reader.vector()
     transform, psi = reader.matrix(len(mean), len(mean)), reader.vector(len(mean))
+    if psi.min() < 0:
+        raise reader.error("expected variances between speakers, none below 0", f"{psi.min():g}")
     reader.expect("</Plda>")
     reader.end()
     return PLDAModel(mean, transform, psi)

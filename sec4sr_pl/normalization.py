@@ -12,18 +12,22 @@ from sec4sr_pl.scoring import EnrolledScorer, Scorer
 Kind = Literal["z", "t", "s"]
 
 
-def standardize(scores: Tensor, cohort_scores: Tensor, top: int | None = None) -> Tensor:
-    """Scores in standard deviations from the mean of the cohort's.
+def moments(cohort_scores: Tensor, top: int | None = None) -> tuple[Tensor, Tensor]:
+    """(..., 1) mean and inverse standard deviation of the cohort's scores.
 
     Args:
-        scores: (..., 1) or of a shape that fits the rows of `cohort_scores`.
         cohort_scores: (..., cohort).
         top: count the highest of them alone (adaptive normalization); None: all.
     """
     if top is not None:
-        cohort_scores = cohort_scores.topk(min(top, cohort_scores.shape[-1]), dim=-1).values
+        cohort_scores = cohort_scores.topk(top, dim=-1).values
     variance, mean = torch.var_mean(cohort_scores, -1, correction=0, keepdim=True)
-    return (scores - mean) * variance.clamp_min(1e-12).rsqrt()
+    return mean, variance.clamp_min(1e-12).rsqrt()
+
+
+def prepare_loaded(module: "Normalized", keys: object) -> None:
+    """What `load_state_dict` calls at its end."""
+    module.prepare()
 
 
 class Normalized(EnrolledScorer):
@@ -48,39 +52,65 @@ class Normalized(EnrolledScorer):
 
     cohort: Tensor
     """(cohort, embedding_size)."""
+    cohort_models: Tensor
+    """(cohort, ...): one of each utterance of the cohort."""
+    speaker_mean: Tensor
+    """(speakers,) of the scores that the cohort has for a speaker."""
+    speaker_scale: Tensor
+    """(speakers,) inverse standard deviation of them."""
 
     def __init__(self, scorer: EnrolledScorer, kind: Kind = "s", top: int | None = None, cohort_size: int = 0) -> None:
         Scorer.__init__(self, scorer.speakers)  # the models are the scorer's
         if kind not in ("z", "t", "s") or (top is not None and top < 2):
             raise ValueError(f"Expected kind 'z', 't' or 's' and a top of at least 2, got {kind!r} and {top}")
         self.scorer, self.kind, self.top, self.cohort_size = scorer, kind, top, cohort_size
-        self.embedding_size = scorer.embedding_size
+        self.embedding_size, self.trained_on = scorer.embedding_size, scorer.trained_on
         self.register_buffer("cohort", torch.zeros(cohort_size, scorer.embedding_size))
+        for name in ("cohort_models", "speaker_mean", "speaker_scale"):  # they follow from cohort and models
+            self.register_buffer(name, torch.empty(0), persistent=False)
+        self.register_load_state_dict_post_hook(prepare_loaded)  # type: ignore[no-untyped-call]
 
     def take_cohort(self, embeddings: Tensor) -> None:
         """Normalize by these embeddings, (cohort, embedding_size), from now on; the threshold is -inf until calibrated.
 
         Raises:
-            ValueError: fewer than two.
+            ValueError: fewer than two, or than `top`; or embeddings that are not finite.
         """
-        if embeddings.dim() != 2 or len(embeddings) < 2:
-            raise ValueError(f"Expected (cohort, embedding_size) embeddings of two or more, got {embeddings.shape}")
+        least = self.top or 2
+        if embeddings.dim() != 2 or len(embeddings) < least:
+            raise ValueError(
+                f"Expected (cohort, embedding_size) embeddings of {least} or more, got {tuple(embeddings.shape)}"
+            )
+        if not embeddings.isfinite().all():
+            raise ValueError("Expected finite embeddings of the cohort, got others")
         self.cohort_size = len(embeddings)
         self.cohort = embeddings.detach().to(self.cohort)
         self.threshold.fill_(-torch.inf)
+        self.prepare()
 
     def enroll(self, embeddings: Tensor, speakers: Sequence[str]) -> None:
         """As the scorer does."""
         self.scorer.enroll(embeddings, speakers)
         self.speakers, self.embedding_size = self.scorer.speakers, self.scorer.embedding_size
         self.threshold.fill_(-torch.inf)
+        self.prepare()
 
     def only(self, speaker: str) -> "Normalized":
         """A copy that knows one of the speakers; with the same threshold and cohort."""
         one = copy.deepcopy(self)
         one.scorer = self.scorer.only(speaker)
         one.speakers = one.scorer.speakers
+        one.prepare()
         return one
+
+    @torch.no_grad()
+    def prepare(self) -> None:
+        """Compute what does not depend on the utterance, as far as cohort and speakers are there."""
+        if self.cohort_size:
+            self.cohort_models = torch.vmap(self.scorer.model)(self.cohort.unsqueeze(1))
+        if self.cohort_size and self.scorer.speakers:
+            mean, scale = moments(self.scorer(self.cohort).T, self.top)
+            self.speaker_mean, self.speaker_scale = mean.squeeze(1), scale.squeeze(1)
 
     def model(self, embeddings: Tensor) -> Tensor:
         """As the scorer does."""
@@ -99,14 +129,14 @@ class Normalized(EnrolledScorer):
             )
         scores, normalized = self.scorer(embeddings), []
         if self.kind in ("z", "s"):
-            normalized.append(standardize(scores.unsqueeze(-1), self.scorer(self.cohort).T, self.top).squeeze(-1))
+            normalized.append((scores - self.speaker_mean) * self.speaker_scale)
         if self.kind in ("t", "s"):
-            normalized.append(standardize(scores, self._against_cohort(embeddings), self.top))
+            mean, scale = moments(self._against_cohort(embeddings), self.top)
+            normalized.append((scores - mean) * scale)
         return torch.stack(normalized).mean(0)
 
     def _against_cohort(self, embeddings: Tensor) -> Tensor:
         """(batch, cohort) scores of utterances against models of one utterance of each of the cohort."""
         against = copy.copy(self.scorer)
-        models = torch.vmap(self.scorer.model)(self.cohort.unsqueeze(1))
-        against._buffers = {**self.scorer._buffers, "models": models}
+        against._buffers = {**self.scorer._buffers, "models": self.cohort_models}
         return against.compare(embeddings)

@@ -24,6 +24,8 @@ class Scorer(nn.Module):
     """
 
     speakers: tuple[str, ...]
+    trained_on: Sequence[str] = ()
+    """Names of those on whose speech the recognizer was trained, where they are known."""
     threshold: Tensor
     """() a score must exceed it to be accepted; -inf in a closed set."""
 
@@ -53,7 +55,7 @@ class ClosedSet(Scorer):
         super().__init__(speakers)
         if not self.speakers:
             raise ValueError("Expected at least one speaker, got none")
-        self.embedding_size = embedding_size
+        self.embedding_size, self.trained_on = embedding_size, self.speakers
         self.head = nn.Linear(embedding_size, len(self.speakers))
 
     def forward(self, embeddings: Tensor) -> Tensor:
@@ -115,12 +117,17 @@ class EnrolledScorer(Scorer):
             speakers: the name of each utterance's speaker.
 
         Raises:
-            ValueError: no utterance, or not a name for each.
+            ValueError: no utterance, not a name for each, or an embedding that is not finite.
         """
         if embeddings.dim() != 2 or not len(embeddings) or len(speakers) != len(embeddings):
             raise ValueError(
                 "Expected (utterances, embedding_size) embeddings and a speaker for each, "
                 f"got {tuple(embeddings.shape)} and {len(speakers)} speakers"
+            )
+        if broken := (~embeddings.isfinite().all(1)).nonzero().squeeze(1).tolist():
+            raise ValueError(
+                f"Expected finite embeddings, got {len(broken)} that are not, the first of speaker "
+                f"{speakers[broken[0]]!r}"
             )
         rows: dict[str, list[int]] = {name: [] for name in sorted(set(speakers))}
         for index, name in enumerate(speakers):
@@ -188,6 +195,7 @@ class PLDA(EnrolledScorer):
         size: dimensions after LDA.
         averaged: "before": enrollment embeddings are averaged first, and their number sharpens the model, as in Kaldi.
             "after": they are averaged in PLDA's basis and count as one utterance, as in the SEC4SR paper.
+        trained_on: names of those on whose speech the recognizer was trained, where they are known.
 
     Raises:
         ValueError: `averaged` is neither.
@@ -202,11 +210,12 @@ class PLDA(EnrolledScorer):
         embedding_size: int = 32,
         size: int = 16,
         averaged: Literal["before", "after"] = "after",
+        trained_on: Sequence[str] = (),
     ) -> None:
         super().__init__(speakers, embedding_size)
         if averaged not in ("before", "after"):
             raise ValueError(f"Expected averaged 'before' or 'after', got {averaged!r}")
-        self.size, self.averaged = size, averaged
+        self.size, self.averaged, self.trained_on = size, averaged, trained_on
         self.models = torch.zeros(len(self.speakers), 2, size)  # mean and variance of each dimension
         self.center: Tensor
         self.lda: Tensor

@@ -239,6 +239,14 @@ def test_plda_finds_known_covariances_again(covariances: tuple[Tensor, Tensor]) 
     assert plda.psi.diff().max() <= 0
 
 
+def test_every_speaker_counts_once_for_the_mean_of_plda(covariances: tuple[Tensor, Tensor]) -> None:
+    embeddings, names = speakers(*covariances, 12, 4)
+    rows = [[index for index, other in enumerate(names) if other == name] for name in sorted(set(names))]
+    assert len({len(own) for own in rows}) > 1
+    expected = torch.stack([embeddings[own].mean(0) for own in rows]).mean(0)
+    assert_close(fit_plda(embeddings, names).mean, expected)
+
+
 def test_the_likelihood_of_plda_never_falls(covariances: tuple[Tensor, Tensor]) -> None:
     embeddings, names = speakers(*covariances, 12, 4)
 

@@ -1,8 +1,10 @@
 """docs/models.md: its code runs on a model that is not ours, and its tables name what there is."""
 
 import re
+import sys
 from collections.abc import Callable
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import pytest
@@ -11,6 +13,7 @@ from torch import Tensor
 
 from sec4sr_pl import backbones, normalization, scoring
 from sec4sr_pl.attacks import PGD, AttackResult, Objective
+from sec4sr_pl.checkpoint import load_recognizer, save_recognizer
 from sec4sr_pl.scoring import EnrolledScorer, Scorer
 
 PAGE = (Path(__file__).parents[1] / "docs" / "models.md").read_text()
@@ -56,13 +59,22 @@ def test_ten_lines_attack_a_model_that_is_not_ours(inputs: dict[str, Any]) -> No
     assert bool((after < before).all()) and torch.equal(after < 0, result.achieved)
 
 
-def test_their_model_as_a_recognizer_minds_no_padding_and_is_attacked(inputs: dict[str, Any]) -> None:
-    recognizer = run(TEN_LINES.partition("features, network")[0] + RECOGNIZER, {})["recognizer"]
+def test_their_model_as_a_recognizer_minds_no_padding_is_saved_and_attacked(
+    inputs: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    code = TEN_LINES.partition("features, network")[0] + RECOGNIZER
+    module = ModuleType("theirs")  # a package of theirs
+    monkeypatch.setitem(sys.modules, "theirs", module)
+    vars(module).update(run(code, {"__name__": "theirs"}))
+    recognizer = module.recognizer
     waveforms, lengths = inputs["waveforms"], inputs["lengths"]
     recognizer.scorer.enroll(recognizer.embed(*inputs["enrollment"]), ["a", "b", "c"])
     scores = recognizer(waveforms, lengths)
     alone = torch.cat([recognizer(row[None, :end]) for row, end in zip(waveforms, lengths.tolist(), strict=True)])
     torch.testing.assert_close(scores, alone, rtol=1e-4, atol=1e-4)
+    save_recognizer(recognizer, tmp_path / "theirs.ckpt")
+    loaded = load_recognizer(tmp_path / "theirs.ckpt", trusted=("sec4sr_pl", "theirs"))
+    assert torch.equal(loaded(waveforms, lengths), scores)
     result = PGD(steps=3)(recognizer, waveforms, inputs["speakers"], lengths, Objective(0.5))
     assert torch.equal(recognizer.decide(recognizer(result.waveforms, lengths)) != inputs["speakers"], result.achieved)
 

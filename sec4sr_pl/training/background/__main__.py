@@ -1,4 +1,7 @@
-"""An i-vector-PLDA recognizer from nothing: `python -m sec4sr_pl.training.background --output runs/ivector`."""
+"""An i-vector-PLDA recognizer from nothing: `python -m sec4sr_pl.training.background --output runs/ivector`.
+
+By default of the speakers of background201.txt, who are in no test of Spk10.
+"""
 
 import sys
 from pathlib import Path
@@ -10,9 +13,10 @@ from jsonargparse import auto_cli
 from sec4sr_pl import kaldi
 from sec4sr_pl.allocator import keep_large_blocks
 from sec4sr_pl.backbones import IVector
+from sec4sr_pl.enrollment import find_device
 from sec4sr_pl.features import MFCC, EnergyVAD
 from sec4sr_pl.recognizer import Recognizer
-from sec4sr_pl.training.background.backend import fit_backend, write
+from sec4sr_pl.training.background.backend import check_sizes, fit_backend, write
 from sec4sr_pl.training.background.corpus import Corpus, background
 from sec4sr_pl.training.background.extractor import fit_extractor
 from sec4sr_pl.training.background.mixture import fit_gmm
@@ -23,7 +27,7 @@ def train(
     output: Path,
     root: Path | None = None,
     split: str = "Spk251_train",
-    speakers: Path | None = None,
+    speakers: Path | None = Path("background201.txt"),
     seconds: float = 3.0,
     components: int = 64,
     embedding_size: int = 100,
@@ -41,14 +45,16 @@ def train(
 ) -> Recognizer:
     """Train a GMM, an i-vector extractor, LDA and PLDA, and write them as Kaldi texts and as a recognizer.
 
-    A run that was stopped goes on where it was: give it the same arguments again.
+    A run that was stopped goes on where it was: give it the same arguments again. One of other utterances, another
+    front end or another seed is refused in the same folder.
 
     Args:
         output: folder of the models: recognizer.ckpt with nobody enrolled, for python -m sec4sr_pl.enrollment, and
             Kaldi's final_ubm.txt, final_ie.txt, mean.vec, transform.txt and plda.txt.
         root: holds the splits; default: the variable SEC4SR_DATA, else data.
         split: folder of the utterances, <split>/<speaker>/<utterance>.wav.
-        speakers: file with the names of the speakers to train on, e.g. background201.txt; default: all.
+        speakers: file with the names of the speakers to train on; a relative path begins at the root. null: all, among
+            whom are those of the tests of Spk10.
         seconds: utterances are cut into pieces of at least this length, between which a speaker varies. Where speakers
             have one utterance, that variation is understated.
         components: of the GMM.
@@ -70,13 +76,21 @@ def train(
     """
     features = MFCC(vad=EnergyVAD() if vad else None)
     pieces = background(root, split, speakers, seconds)
-    corpus = Corpus(pieces, features, batch_size, device, num_workers, keep)
+    names = [piece.speaker for piece in pieces]
+    if min(embedding_size, extractor_iterations) < 1:  # the rest is checked in time
+        raise ValueError(
+            f"Expected at least 1 dimension of an i-vector and 1 iteration, got {embedding_size} and "
+            f"{extractor_iterations}"
+        )
+    check_sizes(names, embedding_size, lda_size)
+    corpus = Corpus(pieces, features, batch_size, find_device(device), num_workers, keep)
     state = output / "state"
-    gmm = fit_gmm(corpus, components, gmm_iterations, seed=seed, path=state / "gmm.pt")
-    extractor = fit_extractor(gmm, corpus, embedding_size, extractor_iterations, seed, state / "extractor.pt")
+    gmm = fit_gmm(corpus, components, gmm_iterations, seed=seed, path=state / "gmm.pt", identity=corpus.identity)
+    kept = state / "extractor.pt"
+    extractor = fit_extractor(gmm, corpus, embedding_size, extractor_iterations, seed, kept, corpus.identity)
     backbone = IVector.of(gmm, extractor)
     embeddings = torch.cat([backbone(*batch) for batch in corpus])
-    scorer = fit_backend(embeddings, [piece.speaker for piece in pieces], lda_size, plda_iterations, averaged)
+    scorer = fit_backend(embeddings, names, lda_size, plda_iterations, averaged)
     kaldi.write_gmm(output / "final_ubm.txt", gmm)
     kaldi.write_extractor(output / "final_ie.txt", extractor)
     recognizer = Recognizer(features, backbone, scorer).cpu().eval()

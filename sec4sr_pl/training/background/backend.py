@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
 
+import torch
 from jsonargparse import auto_cli
 from rich.console import Console
 from torch import Tensor
@@ -12,7 +13,7 @@ from torch import Tensor
 from sec4sr_pl.allocator import keep_large_blocks
 from sec4sr_pl.checkpoint import load_recognizer, save_recognizer
 from sec4sr_pl.data import SpeakerData
-from sec4sr_pl.enrollment import embed
+from sec4sr_pl.enrollment import embed, find_device
 from sec4sr_pl.recognizer import Recognizer
 from sec4sr_pl.scoring import PLDA, normalize_length
 from sec4sr_pl.training.background.discriminant import fit_lda, fit_plda
@@ -43,7 +44,19 @@ def fit_backend(
     center = embeddings.mean(0)
     lda = fit_lda(embeddings - center, speakers, lda_size, shrinkage)
     reduced = (embeddings - center) @ lda[:, :-1].T + lda[:, -1]
-    return PLDA.of(center, lda, fit_plda(normalize_length(reduced), speakers, plda_iterations), averaged)
+    scorer = PLDA.of(center, lda, fit_plda(normalize_length(reduced), speakers, plda_iterations), averaged)
+    scorer.trained_on = sorted(set(speakers))
+    return scorer
+
+
+def check_sizes(speakers: Sequence[str], embedding_size: int, lda_size: int, shrinkage: float = 0.0) -> None:
+    """Refuse what `fit_backend` can't do, before the embeddings are there: tried on random ones.
+
+    Raises:
+        ValueError: as `fit_backend`.
+    """
+    random = torch.randn(len(speakers), embedding_size, generator=torch.Generator().manual_seed(0))
+    fit_backend(random, speakers, lda_size, 0, shrinkage=shrinkage)
 
 
 def write(recognizer: Recognizer, output: Path) -> None:
@@ -93,10 +106,12 @@ def train(
     Raises:
         ValueError: anything above that can't be used.
     """
-    recognizer, utterances = load_recognizer(checkpoint, trusted).to(device), data.dataset("train")
+    recognizer, utterances = load_recognizer(checkpoint, trusted).to(find_device(device)), data.dataset("train")
     speakers = [utterance.speaker for utterance in utterances.utterances]
+    check_sizes(speakers, recognizer.backbone.embedding_size, lda_size, shrinkage)  # type: ignore[arg-type]
     embeddings = embed(recognizer, utterances, batch_size, seed, num_workers, "embeddings")
     scorer = fit_backend(embeddings, speakers, lda_size, plda_iterations, averaged, shrinkage)
+    scorer.trained_on = sorted({*scorer.trained_on, *recognizer.scorer.trained_on})
     made = Recognizer(recognizer.features, recognizer.backbone, scorer, list(recognizer.defenses))  # type: ignore[arg-type]
     write(made.cpu().eval(), output)
     return made

@@ -7,8 +7,10 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
 
+from sec4sr_pl.checkpoint import describe
 from sec4sr_pl.data.base import Utterances, collate
 from sec4sr_pl.data.manifest import Utterance, find_root, listed, scan, segments
+from sec4sr_pl.draws import key
 from sec4sr_pl.features import FrontEnd
 
 
@@ -18,14 +20,18 @@ def background(root: Path | None, split: str, speakers: Path | None, seconds: fl
     Args:
         root: holds the splits; None: the variable SEC4SR_DATA, else `data`.
         split: folder name.
-        speakers: file with a speaker a line; None: all speakers of the split.
+        speakers: file with a speaker a line; a relative path begins at the root. None: all speakers of the split.
         seconds: as in `segments`.
 
     Raises:
         DataError: as `scan` and `listed`.
+        ValueError: segments of no length.
     """
-    utterances = scan(find_root(root), split)
-    return segments(utterances if speakers is None else listed(utterances, speakers), seconds)
+    if not seconds > 0:
+        raise ValueError(f"Expected segments of more than 0 seconds, got {seconds}")
+    root = find_root(root)
+    utterances = scan(root, split)
+    return segments(utterances if speakers is None else listed(utterances, root / speakers), seconds)
 
 
 class Corpus:
@@ -45,7 +51,7 @@ class Corpus:
         utterances: Sequence[Utterance],
         features: FrontEnd,
         batch_size: int = 16,
-        device: str = "cpu",
+        device: str | torch.device = "cpu",
         num_workers: int = 0,
         keep: bool = True,
     ) -> None:
@@ -53,6 +59,12 @@ class Corpus:
         dataset = Utterances(utterances, [0] * len(utterances))
         self.loader = DataLoader(dataset, batch_size, num_workers=num_workers, collate_fn=collate)
         self.kept: list[tuple[Tensor, Tensor]] = []
+
+    @property
+    def identity(self) -> str:
+        """Tells its frames from those of other utterances or another front end, wherever the files lie."""
+        pieces = [utterance._replace(path=Path()) for utterance in self.utterances]
+        return f"{key(describe(self.features), *pieces):016x}"
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
         """(batch, frames, dims) frames and (batch,) valid frames."""

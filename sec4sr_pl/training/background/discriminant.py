@@ -29,7 +29,8 @@ class Scatter(NamedTuple):
         """That of (utterances, size) embeddings with a speaker for each.
 
         Raises:
-            ValueError: fewer than two speakers, no more embeddings than speakers, or not a speaker for each.
+            ValueError: fewer than two speakers, no more embeddings than speakers, not a speaker for each, or an
+                embedding that is not finite.
         """
         vectors = embeddings.detach().cpu().double().numpy()
         names, index, counts = np.unique(np.asarray(speakers), return_inverse=True, return_counts=True)
@@ -38,6 +39,8 @@ class Scatter(NamedTuple):
                 "Expected embeddings of two or more speakers, of some more than one, with a speaker for each, "
                 f"got {len(vectors)} embeddings and {len(index)} names of {len(names)} speakers"
             )
+        if len(broken := names[np.unique(index[~np.isfinite(vectors).all(1)])]):
+            raise ValueError(f"Expected finite embeddings, got others of the speakers {', '.join(broken[:5])}")
         means = np.zeros((len(names), vectors.shape[1]))
         np.add.at(means, index, vectors)
         means /= counts[:, None]
@@ -48,7 +51,7 @@ class Scatter(NamedTuple):
         """(size, size) within speakers, mixed with so large a share of their mean variance in every direction.
 
         Raises:
-            ValueError: a share outside [0, 1], or 0 and too few embeddings for a variance in every direction.
+            ValueError: a share outside [0, 1], or no variance in some direction.
         """
         size, speakers, total = len(self.within), len(self.counts), int(self.counts.sum())
         if not 0.0 <= shrinkage <= 1.0:
@@ -61,6 +64,12 @@ class Scatter(NamedTuple):
         covariance: Matrix = self.within / total
         spread = np.trace(covariance) / size * np.eye(size)
         mixed: Matrix = (1.0 - shrinkage) * covariance + shrinkage * spread
+        rounding = np.finfo(np.float64).eps * (np.trace(covariance) + self.means.var(0).sum())
+        if (rank := np.linalg.matrix_rank(mixed, rounding, hermitian=True)) < size:
+            raise ValueError(
+                f"Expected embeddings that vary within speakers in each of {size} dimensions, got {rank}: "
+                "are there utterances that stand twice?"
+            )
         return mixed
 
 
@@ -94,9 +103,11 @@ def fit_lda(embeddings: Tensor, speakers: Sequence[str], size: int, shrinkage: f
 
 
 def fit_plda(embeddings: Tensor, speakers: Sequence[str], iterations: int = 10) -> PLDAModel:
-    """The covariances between and within speakers of the highest likelihood, by expectation maximization.
+    """The covariances between and within speakers of the highest likelihood for one mean, by expectation maximization.
 
-    Each iteration is done in the basis in which both are diagonal, where a speaker's posterior is a division.
+    The mean is that of the speakers' means, each counting once, as in Kaldi: it is that of the highest likelihood where
+    all have the same number of utterances. Each iteration is done in the basis in which both covariances are diagonal,
+    where a speaker's posterior is a division.
 
     Args:
         embeddings: (utterances, size).

@@ -7,14 +7,20 @@ from torch import Tensor
 
 from sec4sr_pl.backbones.ivector import COMPONENTS, IVector
 from sec4sr_pl.kaldi import Extractor, FullGMM, triangle
-from sec4sr_pl.training.background.iteration import Frames, iterate
+from sec4sr_pl.training.background.iteration import Frames, fingerprint, iterate
 
 OFFSET = 100.0
 """Prior mean of the first dimension at the start, Kaldi's."""
 
 
 def fit_extractor(
-    gmm: FullGMM, batches: Frames, size: int, iterations: int = 10, seed: int = 0, path: Path | None = None
+    gmm: FullGMM,
+    batches: Frames,
+    size: int,
+    iterations: int = 10,
+    seed: int = 0,
+    path: Path | None = None,
+    identity: str = "",
 ) -> Extractor:
     """Loadings that make the frames of the utterances most likely; residual covariances are those of the GMM.
 
@@ -25,16 +31,25 @@ def fit_extractor(
         iterations: of expectation maximization.
         seed: of the first loadings.
         path: keeps each iteration, to go on from.
+        identity: tells these frames from any other, e.g. that of a `Corpus`.
+
+    Raises:
+        ValueError: no dimension, or as `iterate`.
 
     Source: Kenny et al., "Eigenvoice modeling with sparse training data", 2005, with the prior estimated as well
     (minimum divergence), in Kaldi's form.
     """
+    if size < 1:
+        raise ValueError(f"Expected i-vectors of at least 1 dimension, got {size}")
     return iterate(
         lambda: first_extractor(gmm, size, seed),
         lambda extractor: improve(gmm, extractor, batches),
         iterations,
         "i-vector extractor",
         path,
+        frames=identity,
+        seed=seed,
+        GMM=fingerprint(gmm),
     )
 
 

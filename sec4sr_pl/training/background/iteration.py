@@ -1,5 +1,6 @@
 """Iterations that can be stopped at any time and go on where they were."""
 
+import hashlib
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import TypeVar
@@ -22,6 +23,7 @@ def iterate(
     iterations: int,
     label: str,
     path: Path | None = None,
+    **made_from: str | int | float,
 ) -> Model:
     """The model after so many steps, with a progress bar; each step's model is kept in a file, from which to go on.
 
@@ -31,22 +33,34 @@ def iterate(
         iterations: steps in all, those of earlier runs included.
         label: stands beside the bar.
         path: the file; None: nothing is kept.
+        made_from: by name, what the model depends on beside its sizes; kept in the file too.
 
     Raises:
-        ValueError: fewer than one iteration, or a file with a model of other sizes.
+        ValueError: fewer than one iteration, or a file with a model of more, of other sizes or made from other things.
     """
     if iterations < 1:
         raise ValueError(f"Expected at least 1 iteration, got {iterations}")
     model, history = start(), list[float]()
+    known = {"sizes": [list(part.shape) for part in model], **made_from}
     if path is not None and path.exists():
         content = torch.load(path, map_location="cpu", weights_only=True)
-        history, kept = content["history"], content["model"]
-        if {name: part.shape for name, part in kept.items()} != {n: p.shape for n, p in model._asdict().items()}:
-            raise ValueError(f"{path} holds a model of other sizes: remove it to start again, or name another folder")
+        history, kept, before = content["history"], content["model"], content.get("known", {})
+        others = [f"other {name}" for name, value in known.items() if before.get(name) != value]
+        if len(history) > iterations:
+            others.append(f"{len(history)} iterations, more than {iterations}")
+        if others:
+            raise ValueError(
+                f"{path} holds a model of {', '.join(others)}: remove it to start again, or name another folder"
+            )
         model = type(model)(**{name: part.to(getattr(model, name)) for name, part in kept.items()})
     for _ in track(range(len(history), iterations), label):
         model, likelihood = step(model)
         history.append(likelihood)
         if path is not None:
-            write_whole(path, {"model": model._asdict(), "history": history})
+            write_whole(path, {"model": model._asdict(), "history": history, "known": known})
     return model
+
+
+def fingerprint(model: FullGMM) -> str:
+    """Tells a model from any other, to the last bit."""
+    return hashlib.sha256(b"".join(part.cpu().numpy().tobytes() for part in model)).hexdigest()

@@ -13,7 +13,13 @@ from sec4sr_pl.types import valid_mask
 
 
 def fit_gmm(
-    batches: Frames, components: int, iterations: int = 20, floor: float = 1e-3, seed: int = 0, path: Path | None = None
+    batches: Frames,
+    components: int,
+    iterations: int = 20,
+    floor: float = 1e-3,
+    seed: int = 0,
+    path: Path | None = None,
+    identity: str = "",
 ) -> FullGMM:
     """A mixture of the frames, which starts at frames drawn at random and the covariance of all.
 
@@ -24,16 +30,22 @@ def fit_gmm(
         floor: smallest variance in any direction, as a share of that of all frames.
         seed: of the first means.
         path: keeps each iteration, to go on from.
+        identity: tells these frames from any other, e.g. that of a `Corpus`.
 
     Raises:
-        ValueError: fewer frames than components.
+        ValueError: no component, fewer frames than components, or as `iterate`.
     """
+    if components < 1:
+        raise ValueError(f"Expected at least 1 component, got {components}")
     return iterate(
         lambda: first_gmm(batches, components, seed),
         lambda gmm: improve(gmm, batches, floor),
         iterations,
         "GMM",
         path,
+        frames=identity,
+        seed=seed,
+        floor=floor,
     )
 
 
