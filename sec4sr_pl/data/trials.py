@@ -1,6 +1,7 @@
 """Verification trials: pairs of utterances, and whether one speaker said both."""
 
 import warnings
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple
@@ -22,6 +23,33 @@ class Trials(NamedTuple):
     target: Tensor
     """(trials,) bool, whether the speaker is the same."""
 
+    def spread(self, limit: int) -> "Trials":
+        """As many of the trials, in their order: targets and others in equal parts, spread evenly over the list."""
+        total = len(self.pairs)
+        if limit >= total:
+            return self
+        by_kind = self.target.argsort(stable=True)
+        chosen = by_kind[torch.arange(limit) * total // max(1, limit)].sort().values
+        used, pairs = torch.unique(self.pairs[chosen], return_inverse=True)
+        return Trials([self.utterances[index] for index in used.tolist()], pairs, self.target[chosen])
+
+    def enrolled(self) -> list[Utterance]:
+        """The utterances that are enrolled, each once."""
+        return [self.utterances[index] for index in torch.unique(self.pairs[:, 0]).tolist()]
+
+    def claims(self, speakers: Sequence[str]) -> tuple[list[Utterance], list[int]]:
+        """Of each trial, the utterance that claims, and its label.
+
+        Args:
+            speakers: names of enrolled utterances, each a speaker of its own.
+        """
+        column = {name: index for index, name in enumerate(speakers)}
+        made = [
+            claim(self.utterances[test], (name := self.utterances[one].name), column[name], target)
+            for (one, test), target in zip(self.pairs.tolist(), self.target.tolist(), strict=True)
+        ]
+        return distinct([utterance for utterance, _ in made]), [label for _, label in made]
+
     def check(self, source: object) -> "Trials":
         """These trials.
 
@@ -35,6 +63,25 @@ class Trials(NamedTuple):
                 f"{len(self.target)}"
             )
         return self
+
+
+def claim(utterance: Utterance, speaker: str, column: int, target: bool) -> tuple[Utterance, int]:
+    """An utterance that claims to be a speaker, under a name of its own, and its label: `column`, else its complement.
+
+    So labels are those of `sec4sr_pl.attacks.Claim`.
+    """
+    return utterance._replace(name=f"{utterance.name}@{speaker}"), column if target else ~column
+
+
+def distinct(utterances: Iterable[Utterance]) -> list[Utterance]:
+    """The same, where a name that comes again is followed by its number."""
+    counts: Counter[str] = Counter()
+    found = []
+    for utterance in utterances:
+        counts[utterance.name] += 1
+        count = counts[utterance.name]
+        found.append(utterance if count == 1 else utterance._replace(name=f"{utterance.name}#{count}"))
+    return found
 
 
 def read_list(path: Path) -> list[tuple[bool, str, str]]:
