@@ -26,7 +26,8 @@ from sec4sr_pl.features import LogMel
 from sec4sr_pl.recognizer import Ensemble, Recognizer
 from sec4sr_pl.robustness import Campaign, CampaignError, Summary, summarize
 from sec4sr_pl.robustness.campaign import BENIGN, distortion
-from sec4sr_pl.robustness.tables import Rate, write_summary
+from sec4sr_pl.robustness.rates import Rate
+from sec4sr_pl.robustness.tables import write_summary
 from sec4sr_pl.robustness.targets import Goal, choose_targets
 from sec4sr_pl.robustness.terminal import show
 from sec4sr_pl.scoring import ClosedSet
@@ -350,9 +351,7 @@ def test_a_targeted_success_is_the_decision_for_the_target(make: Make) -> None:
 def test_a_target_that_is_the_speaker_is_no_success() -> None:
     """Of two speakers, an undefended mistake leaves only the speaker: a defense that mends it must not count."""
     scores = torch.tensor([[0.0, 1.0]])
-    assert choose_targets(
-        scores, torch.tensor([1]), torch.tensor([0]), ["a"], "simplest", Objective(), 0
-    ) == [0]
+    assert choose_targets(scores, torch.tensor([1]), torch.tensor([0]), ["a"], "simplest", Objective(), 0) == [0]
 
 
 SCORES = torch.tensor([[5.0, 3.0, 1.0, 2.0]])

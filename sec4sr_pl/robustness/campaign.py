@@ -114,6 +114,7 @@ class Campaign:
         self.goal, self.adaptive, self.batch_size, self.seed = goal, adaptive, batch_size, seed
         self.draws, self.perceptual = draws, perceptual
         self.objective = (Claim if claims else Objective)(self.threshold, targeted=goal != "untargeted")
+        self.verification = claims or (self.threshold > -math.inf and len(recognizer.scorer.speakers) == 1)
         self.defenses = describe(recognizer.defenses)
         self.identity = self._identity(identity or {})
 
