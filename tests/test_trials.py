@@ -19,7 +19,7 @@ from sec4sr_pl import audio, enrollment, evaluation
 from sec4sr_pl.attacks import CWinf
 from sec4sr_pl.backbones import GE2E
 from sec4sr_pl.checkpoint import load_recognizer, save_recognizer
-from sec4sr_pl.data import SpeakerData, Spk10, Spk251, VoxCeleb
+from sec4sr_pl.data import SpeakerData, Spk10, Spk251, VoxCeleb, trial_list
 from sec4sr_pl.data.manifest import DataError, Utterance
 from sec4sr_pl.data.shards import convert
 from sec4sr_pl.data.trials import Trials, all_pairs, read_list
@@ -113,6 +113,21 @@ def test_a_trial_claims_by_a_name_of_its_own() -> None:
     assert labels == [0, ~1, 0, ~0]
     assert [utterance.path for utterance in found] == [utterances[i].path for i in (1, 1, 1, 2)]
     assert [utterance.name for utterance in trials.enrolled()] == ["0-0", "1-0"]
+
+
+@pytest.mark.parametrize("sharded", [False, True], ids=["files", "shards"])
+def test_a_list_that_is_written_is_read_as_the_same_trials(
+    sharded: bool, voxceleb: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    if sharded:
+        convert(VoxCeleb(voxceleb), tmp_path / "shards", ["vox1_test/wav"])
+    root, output = tmp_path / "shards" if sharded else voxceleb, tmp_path / "list.txt"
+    trial_list.main(["--data=VoxCeleb", f"--data.root={root}", f"--output={output}", "--trials=1000"])
+    assert capsys.readouterr().out.startswith("120 trials in ")
+    data = VoxCeleb(root, trials=output)
+    trials, expected = data.trials(), all_pairs(data.scan("vox1_test/wav"))
+    assert trials.utterances == expected.utterances and torch.equal(trials.pairs, expected.pairs)
+    assert torch.equal(trials.target, expected.target)
 
 
 # Thresholds and attacks
