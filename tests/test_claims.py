@@ -189,7 +189,7 @@ def test_every_table_has_the_errors(system: Recognizer, voices: Path) -> None:
     summary = summarize(campaign)
     name = campaign.attacks[0].name
     text = summary.to_markdown()
-    assert "| errors | FAR % [95 %] | FRR % [95 %] | EER % | minDCF |" in text
+    assert "| errors | FAR % [95 %] | FRR % [95 %] | EER % | minDCF |" in text and "probability 0.01." in text
     (line,) = [line for line in text.splitlines() if line.startswith(f"| {name} |") and line.count("|") == 6]
     assert line.split(" | ")[1] == str(summary.errors[name]["FAR"])
     told = json.loads(summary.to_json())["errors"]

@@ -187,7 +187,7 @@ def summarize(campaign: Campaign, target_prior: float = 0.01) -> Summary:
         Rate.of(worst),
         r1,
         campaign.goal,
-        notes(campaign),
+        [*notes(campaign), *([f"minDCF: a claim is true with probability {target_prior:g}."] * campaign.verification)],
         examine(campaign, benign, records),
         {name: errors([*own.values()], campaign.verification, target_prior) for name, own in judged.items()},
     )
