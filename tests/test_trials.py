@@ -101,6 +101,8 @@ def test_fewer_trials_keep_the_part_of_the_targets_though_the_list_alternates() 
         sum(names, ())
     )
     assert trials.spread(20) is trials
+    with pytest.raises(DataError, match="at least one trial, got a limit of 0"):
+        trials.spread(0)
 
 
 def test_a_trial_claims_by_a_name_of_its_own() -> None:

@@ -24,12 +24,18 @@ class Trials(NamedTuple):
     """(trials,) bool, whether the speaker is the same."""
 
     def spread(self, limit: int) -> "Trials":
-        """As many trials in their order, spread evenly over the list; the targets are as large a part as before."""
+        """As many trials in their order, spread evenly over the list; the targets are as large a part as before.
+
+        Raises:
+            DataError: no trial.
+        """
+        if limit < 1:
+            raise DataError(f"Expected at least one trial, got a limit of {limit}")
         total = len(self.pairs)
         if limit >= total:
             return self
         by_kind = self.target.argsort(stable=True)
-        chosen = by_kind[torch.arange(limit) * total // max(1, limit)].sort().values
+        chosen = by_kind[torch.arange(limit) * total // limit].sort().values
         used, pairs = torch.unique(self.pairs[chosen], return_inverse=True)
         return Trials([self.utterances[index] for index in used.tolist()], pairs, self.target[chosen])
 
@@ -149,7 +155,7 @@ def _lies_where(utterance: Utterance, file: str) -> bool:
     path = utterance.path
     place = path if isinstance(path, Path) else path.archive.parent / path.name
     folders = PurePosixPath(file).parts[:-1]
-    return place.parts[:-1][-len(folders) :] == folders or not folders
+    return not folders or place.absolute().parts[:-1][-len(folders) :] == folders
 
 
 def read_trials(path: Path, root: Path, resample: bool = False) -> Trials:
@@ -220,9 +226,8 @@ def _drawn(speakers: Tensor, limit: int, seed: int) -> Tensor:
     mate = first[own[one]] + (torch.rand(half, generator=generator) * counts[own[one]]).long()
     same = torch.stack([one, mate], 1)[one != mate]
     different = torch.stack([one, other], 1)[own[one] != own[other]]
-    pairs = grouped[torch.cat([same, different])].sort(1).values
-    distinct_pairs: Tensor = torch.unique(pairs, dim=0)
-    return distinct_pairs
+    pairs: Tensor = torch.unique(grouped[torch.cat([same, different])].sort(1).values, dim=0)
+    return pairs
 
 
 def by_length(utterances: Iterable[Utterance]) -> list[Utterance]:
