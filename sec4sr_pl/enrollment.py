@@ -20,6 +20,7 @@ from sec4sr_pl.command import command
 from sec4sr_pl.data import SpeakerData
 from sec4sr_pl.data.base import Utterances, collate
 from sec4sr_pl.data.manifest import DataError
+from sec4sr_pl.data.trials import Trials
 from sec4sr_pl.defenses import Defense
 from sec4sr_pl.draws import key
 from sec4sr_pl.normalization import Normalized
@@ -141,6 +142,49 @@ def calibrate(scores: Tensor, labels: Tensor, task: Task, target_prior: float | 
     return Calibration(float(threshold), len(targets), len(nontargets), float(rate))
 
 
+def enroll_first(recognizer: Recognizer, trials: Trials, resample: bool, batch_size: int = 16, seed: int = 0) -> None:
+    """Enroll the first utterance of each trial as a speaker of its own, under its name; the threshold stays.
+
+    Raises:
+        ValueError: a scorer that can't be enrolled, or utterances that can't be used.
+    """
+    scorer, utterances = enrollable(recognizer), trials.enrolled()
+    threshold = scorer.threshold.clone()
+    embeddings = embed(recognizer, Utterances(utterances, [REJECT] * len(utterances), resample), batch_size, seed)
+    scorer.enroll(embeddings, [utterance.name for utterance in utterances])
+    scorer.threshold.copy_(threshold)
+
+
+@torch.no_grad()
+def trial_scores(
+    recognizer: Recognizer, trials: Trials, resample: bool, batch_size: int = 16, seed: int = 0
+) -> tuple[Tensor, Tensor]:
+    """The score of each trial, whose first utterances are enrolled, (trials, 1), and its label, 0 or `REJECT`."""
+    tests, rows = torch.unique(trials.pairs[:, 1], return_inverse=True)
+    utterances = [trials.utterances[index] for index in tests.tolist()]
+    embeddings = embed(recognizer, Utterances(utterances, [REJECT] * len(tests), resample), batch_size, seed)
+    column = {name: index for index, name in enumerate(recognizer.scorer.speakers)}
+    claimed = torch.tensor([[column[trials.utterances[index].name]] for index in trials.pairs[:, 0].tolist()])
+    parts = torch.split(torch.arange(len(rows)), batch_size)  # all scores would be many
+    scores = [recognizer.scorer(embeddings[rows[part]]).cpu().gather(1, claimed[part]) for part in parts]
+    return torch.cat(scores), torch.where(trials.target, 0, REJECT)
+
+
+def enrollable(recognizer: Recognizer) -> EnrolledScorer:
+    """The scorer of a recognizer, which is put into eval mode.
+
+    Raises:
+        ValueError: a scorer that can't be enrolled.
+    """
+    scorer = recognizer.eval().scorer
+    if not isinstance(scorer, EnrolledScorer):
+        raise ValueError(
+            f"{type(scorer).__name__} has no enrollment: expected a scorer such as Cosine, e.g. by --scorer Cosine of "
+            "python -m sec4sr_pl.enrollment"
+        )
+    return scorer
+
+
 def strangers(cohort: SpeakerData, data: SpeakerData) -> Utterances:
     """The training utterances of a cohort, but for those of speakers who are enrolled, calibrate or are tested.
 
@@ -148,7 +192,8 @@ def strangers(cohort: SpeakerData, data: SpeakerData) -> Utterances:
         ValueError: fewer than two.
     """
     cohort.prepare_data()
-    known = {utterance.speaker for part in ("enroll", "calibration", "test") for utterance in data.utterances(part)}
+    there = [split for split in data.held_out if (data.root / split).is_dir()]
+    known = {utterance.speaker for split in there for utterance in data.scan(split)}
     utterances = [utterance for utterance in cohort.utterances("train") if utterance.speaker not in known]
     if len(utterances) < 2:
         raise ValueError(f"Expected a cohort of two or more utterances of strangers, got {len(utterances)}")
@@ -187,11 +232,12 @@ def enroll(
     """Enroll the speakers of the data's part `enroll` in a recognizer, and set its threshold, through its defenses.
 
     The threshold comes from the enrollment utterances, each scored against models without it, and from the imposters
-    of the part `calibration`; the test set has no say. A closed set (CSI) has none.
+    of the part `calibration`; the test set has no say. A closed set (CSI) has none. Verification of data with a list of
+    trials goes by it: the first utterance of each is a speaker, and the threshold comes from the trials' scores.
 
     Args:
         recognizer: with an `EnrolledScorer`; it is changed.
-        data: with parts `enroll` and `calibration`, e.g. `Spk10`.
+        data: with parts `enroll` and `calibration`, e.g. `Spk10`, or with trials.
         task: as in `calibrate`, or CSI.
         target_prior: as in `calibrate`.
         batch_size: utterances embedded at a time.
@@ -204,9 +250,7 @@ def enroll(
     Warns:
         UserWarning: a speaker who calibrates or is tested is among those on whom the recognizer was trained.
     """
-    scorer = recognizer.eval().scorer
-    if not isinstance(scorer, EnrolledScorer):
-        raise ValueError(f"{type(scorer).__name__} has no enrollment: expected a scorer such as Cosine")
+    scorer = enrollable(recognizer)
     if (cohort is None) == isinstance(scorer, Normalized):
         came = f"{type(scorer).__name__} and {'none' if cohort is None else type(cohort).__name__}"
         raise ValueError(f"Expected a cohort for the scorer Normalized and for no other, got {came}")
@@ -214,6 +258,12 @@ def enroll(
     warn_of_training(scorer.trained_on, data)
     if isinstance(scorer, Normalized) and cohort is not None:
         scorer.take_cohort(embed(recognizer, strangers(cohort, data), batch_size, seed))
+    if task == "SV" and data.trial_list is not None:
+        trials = data.trials().check(data.trial_list)
+        enroll_first(recognizer, trials, data.resample, batch_size, seed)
+        found = calibrate(*trial_scores(recognizer, trials, data.resample, batch_size, seed), task, target_prior)
+        scorer.threshold.fill_(found.threshold)
+        return found
     data.connect(sorted({utterance.speaker for utterance in data.utterances("enroll")}))
     enrollment = data.dataset("enroll")
     embeddings = embed(recognizer, enrollment, batch_size, seed)
@@ -246,7 +296,8 @@ def make(
     """Make a recognizer that is ready for evaluate.py: speakers enrolled, threshold set, written to a checkpoint.
 
     Args:
-        data: with parts `enroll` and `calibration`, e.g. Spk10; the files are found at SEC4SR_DATA, else in data/.
+        data: with parts `enroll` and `calibration`, e.g. Spk10; or for SV, with a list of trials that are no test, e.g.
+            VoxCeleb with --data.trials; the files are found at SEC4SR_DATA, else in data/.
         output: the checkpoint to write.
         recognizer: front end, backbone and scorer, e.g. of a file in configs/enroll.
         checkpoint: instead of it, a recognizer that was trained or enrolled before.

@@ -20,7 +20,9 @@ from sec4sr_pl.command import command
 from sec4sr_pl.data import SpeakerData
 from sec4sr_pl.data.base import Utterances
 from sec4sr_pl.data.manifest import Utterance, label
+from sec4sr_pl.data.trials import claim
 from sec4sr_pl.defenses import Defense
+from sec4sr_pl.enrollment import enroll_first
 from sec4sr_pl.recognizer import Recognizer
 from sec4sr_pl.robustness import Campaign, Summary, summarize
 from sec4sr_pl.robustness.plot import plot, plot_queries
@@ -37,7 +39,7 @@ def evaluate(
     data: SpeakerData,
     attacks: Sequence[Attack],
     output: Path,
-    part: Literal["test", "development"] = "test",
+    part: Literal["test", "development", "trials"] = "test",
     defenses: list[Defense] | None = None,
     adaptive: bool = True,
     claims: bool = False,
@@ -48,6 +50,7 @@ def evaluate(
     seed: int = 0,
     draws: int = 10,
     perceptual: bool = True,
+    target_prior: float = 0.01,
     accelerator: str = "auto",
     devices: int = 1,
     num_nodes: int = 1,
@@ -64,18 +67,18 @@ def evaluate(
         data: e.g. Spk251; the files are found at SEC4SR_DATA, else in data/, or at data.root.
         attacks: e.g. '[FGSM, PGD, {class_path: PGD, init_args: {steps: 100}}]'.
         output: folder of the records, the adversarial audio and the summary.
-        part: which utterances.
+        part: which utterances; trials: verification, each claims to be who spoke another, as the list of the data says.
         defenses: instead of the checkpoint's own; [] for none. Not where speakers are enrolled through them.
         adaptive: attack through the defenses; false crafts on the undefended recognizer (oblivious).
-        claims: verification: each utterance claims to be each enrolled speaker, a campaign a claim in output/<speaker>,
-            counted together; default: identification.
+        claims: verification: each utterance claims to be each enrolled speaker; default: identification.
         goal: untargeted, or a target for each utterance: random, hardest or simplest.
-        limit: utterances, spread evenly over the manifest; default: all.
+        limit: utterances, spread evenly over the manifest, or trials, over their list; default: all.
         max_seconds: use only so much of each utterance; default: all of it.
         batch_size: utterances of a work unit.
         seed: of all draws.
         draws: further fresh draws of a randomized recognizer on each utterance.
         perceptual: measure PESQ and STOI.
+        target_prior: verification: probability of a true claim, for minDCF.
         accelerator: cpu, cuda, ... or auto.
         devices: processes on each machine, one a device.
         num_nodes: number of machines.
@@ -88,8 +91,8 @@ def evaluate(
     Raises:
         ValueError: anything above that can't be used, before other processes are started.
     """
-    if threads < 1:
-        raise ValueError(f"Expected threads >= 1, got {threads}")
+    if threads < 1 or not 0.0 < target_prior < 1.0:
+        raise ValueError(f"Expected threads >= 1, got {threads}, and target_prior in (0, 1), got {target_prior}")
     fabric = processes(accelerator, devices, num_nodes)
     recognizer = load_recognizer(checkpoint, trusted)
     if defenses is not None:
@@ -99,41 +102,73 @@ def evaluate(
                 f"python -m sec4sr_pl.enrollment --checkpoint {checkpoint} --defenses ..."
             )
         recognizer = recognizer.with_defenses(defenses)
-    speakers = recognizer.scorer.speakers
-    data.connect(speakers)
-    data.prepare_data()
-    utterances = selected(data.utterances(part), limit, max_seconds)
-
-    def campaign(system: Recognizer, output: Path, closed: bool) -> Campaign:
-        return Campaign(
-            system.to(fabric.device),
-            Utterances(utterances, label(utterances, system.scorer.speakers, closed), data.resample),
-            attacks,
-            output,
-            goal,
-            adaptive,
-            batch_size,
-            seed,
-            draws,
-            perceptual,
-            identity={"checkpoint": checksum(checkpoint), "threads": threads, "device": fabric.device.type},
-        )
-
-    if claims and recognizer.scorer.threshold == -torch.inf:
+    claims = claims or part == "trials"
+    closed = bool(recognizer.scorer.threshold == -torch.inf)
+    if claims and closed:
         raise ValueError("A claim is decided by a threshold, and this recognizer has none: enroll it with --task SV")
-    if claims:
-        campaigns = [campaign(recognizer.only(speaker), output / speaker, False) for speaker in speakers]
-    else:
-        closed = bool(recognizer.scorer.threshold == -torch.inf)
-        campaigns = [campaign(recognizer, output, closed and not data.open_set)]
-    for each in campaigns:
-        each.open()
-    fabric.launch()
     exact_arithmetic(fabric.device, threads)
-    work(campaigns, fabric)
-    if not fabric.is_global_zero:
-        return None
-    return report(campaigns, output)
+    recognizer.to(fabric.device)
+    data.prepare_data()
+    if part == "trials":
+        utterances, labels = tried(recognizer, data, limit, batch_size, seed)
+        utterances = selected(utterances, None, max_seconds)
+    else:
+        data.connect(recognizer.scorer.speakers)
+        utterances = selected(data.utterances(part), limit, max_seconds)
+        labels = label(utterances, recognizer.scorer.speakers, closed and not data.open_set)
+        if claims:
+            utterances, labels = everybody(utterances, labels, recognizer.scorer.speakers)
+    campaign = Campaign(
+        recognizer,
+        Utterances(utterances, labels, data.resample),
+        attacks,
+        output,
+        goal,
+        adaptive,
+        batch_size,
+        seed,
+        draws,
+        perceptual,
+        identity={"checkpoint": checksum(checkpoint), "threads": threads, "device": fabric.device.type},
+        claims=claims,
+    )
+    campaign.open()
+    fabric.launch()
+    work(campaign, fabric)
+    return report(campaign, output, target_prior) if fabric.is_global_zero else None
+
+
+def tried(
+    recognizer: Recognizer, data: SpeakerData, limit: int | None, batch_size: int, seed: int
+) -> tuple[list[Utterance], list[int]]:
+    """The utterances and labels of the data's trials, whose first utterances are enrolled in the recognizer.
+
+    Raises:
+        ValueError: trials that set its threshold.
+    """
+    trials = data.trials().check(data.trial_list)
+    before = set(recognizer.scorer.speakers)
+    if known := [utterance.name for utterance in trials.enrolled() if utterance.name in before]:
+        raise ValueError(
+            f"{len(known)} enrolled utterances of {data.trial_list} also set the threshold, first '{known[0]}': enroll "
+            "the checkpoint with a list of other speakers"
+        )
+    if limit is not None:
+        trials = trials.spread(limit)
+    enroll_first(recognizer, trials, data.resample, batch_size, seed)
+    return trials.claims(recognizer.scorer.speakers)
+
+
+def everybody(
+    utterances: Sequence[Utterance], labels: Sequence[int], speakers: Sequence[str]
+) -> tuple[list[Utterance], list[int]]:
+    """Each utterance as often as there are speakers, with the claim to be each, and labels of these claims."""
+    made = [
+        claim(utterance, speaker, column, own == column)
+        for utterance, own in zip(utterances, labels, strict=True)
+        for column, speaker in enumerate(speakers)
+    ]
+    return [utterance for utterance, _ in made], [label for _, label in made]
 
 
 def selected(utterances: list[Utterance], limit: int | None, max_seconds: float | None) -> list[Utterance]:
@@ -146,11 +181,11 @@ def selected(utterances: list[Utterance], limit: int | None, max_seconds: float 
     return utterances
 
 
-def report(campaigns: Sequence[Campaign], output: Path) -> Summary:
-    """Write tables and pictures of finished campaigns, and show them."""
-    summary = summarize(*campaigns)
+def report(campaign: Campaign, output: Path, target_prior: float) -> Summary:
+    """Write tables and pictures of a finished campaign, and show them."""
+    summary = summarize(campaign, target_prior)
     paths = [*write_summary(summary, output), plot(summary, output / "summary.png")]
-    if curves := query_curves(*campaigns):
+    if curves := query_curves(campaign):
         paths.append(plot_queries(curves, output / "queries.png"))
     show(summary, paths, Console())
     return summary
@@ -181,7 +216,7 @@ def processes(accelerator: str, devices: int, num_nodes: int) -> Fabric:
         raise ValueError(f"Expected an accelerator and devices of this machine, got {accelerator}: {error}") from error
 
 
-def work(campaigns: Sequence[Campaign], fabric: Fabric) -> None:
+def work(campaign: Campaign, fabric: Fabric) -> None:
     """Do this process's part, showing its progress on the first one, and wait for the others."""
     console = Console(stderr=True, quiet=not fabric.is_global_zero)
     columns = (
@@ -193,11 +228,10 @@ def work(campaigns: Sequence[Campaign], fabric: Fabric) -> None:
     )
     rank, world = fabric.global_rank, fabric.world_size
     with Progress(*columns, console=console) as progress:
-        own = sum(len(batch) * (len(each.attacks) + 1) for each in campaigns for batch in each.batches[rank::world])
+        own = sum(len(batch) * (len(campaign.attacks) + 1) for batch in campaign.batches[rank::world])
         task = progress.add_task("attacked utterances", total=own)
         try:
-            for campaign in campaigns:
-                campaign.run(rank, world, lambda done: progress.advance(task, done))
+            campaign.run(rank, world, lambda done: progress.advance(task, done))
         except (ValueError, OSError) as error:
             if world > 1:
                 text = f"Process {rank} stopped, the others finish their part: {error}"

@@ -20,7 +20,7 @@ class Batch(NamedTuple):
     lengths: Tensor
     """(batch,) int64, valid samples."""
     speakers: Tensor
-    """(batch,) int64, index into `Scorer.speakers`, or `REJECT`."""
+    """(batch,) int64, index into `Scorer.speakers`, or `REJECT`; the claim to be one, where false, is `~index`."""
     names: list[str]
     """Utterance ids, unique in a data set."""
 

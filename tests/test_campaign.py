@@ -17,7 +17,7 @@ from scipy.stats import binomtest
 from torch import Tensor
 
 from sec4sr_pl import audio
-from sec4sr_pl.attacks import CW2, FGSM, PGD, Adaptive, Attack, AutoAttack, CWinf
+from sec4sr_pl.attacks import CW2, FGSM, PGD, Adaptive, Attack, AutoAttack, CWinf, Objective
 from sec4sr_pl.backbones import AudioNet
 from sec4sr_pl.data.base import Utterances, collate
 from sec4sr_pl.data.manifest import DataError, label, scan
@@ -26,7 +26,8 @@ from sec4sr_pl.features import LogMel
 from sec4sr_pl.recognizer import Ensemble, Recognizer
 from sec4sr_pl.robustness import Campaign, CampaignError, Summary, summarize
 from sec4sr_pl.robustness.campaign import BENIGN, distortion
-from sec4sr_pl.robustness.tables import Rate, write_summary
+from sec4sr_pl.robustness.rates import Rate
+from sec4sr_pl.robustness.tables import write_summary
 from sec4sr_pl.robustness.targets import Goal, choose_targets
 from sec4sr_pl.robustness.terminal import show
 from sec4sr_pl.scoring import ClosedSet
@@ -350,7 +351,7 @@ def test_a_targeted_success_is_the_decision_for_the_target(make: Make) -> None:
 def test_a_target_that_is_the_speaker_is_no_success() -> None:
     """Of two speakers, an undefended mistake leaves only the speaker: a defense that mends it must not count."""
     scores = torch.tensor([[0.0, 1.0]])
-    assert choose_targets(scores, torch.tensor([1]), torch.tensor([0]), ["a"], "simplest", -torch.inf, 0) == [0]
+    assert choose_targets(scores, torch.tensor([1]), torch.tensor([0]), ["a"], "simplest", Objective(), 0) == [0]
 
 
 SCORES = torch.tensor([[5.0, 3.0, 1.0, 2.0]])
@@ -370,31 +371,33 @@ def test_hardest_is_the_lowest_and_simplest_the_highest_enrolled_candidate(
     goal: Any, decision: int, own: int, target: int
 ) -> None:
     for threshold in (-torch.inf, 0.0, 9.0):
-        found = choose_targets(SCORES, torch.tensor([decision]), torch.tensor([own]), ["a"], goal, threshold, 0)
+        found = choose_targets(
+            SCORES, torch.tensor([decision]), torch.tensor([own]), ["a"], goal, Objective(threshold), 0
+        )
         assert found == [target]
 
 
 def test_reject_is_a_random_target_only_where_there_is_a_threshold() -> None:
     names = [f"utterance-{index}" for index in range(200)]
     scores, zeros = SCORES.expand(200, 4), torch.zeros(200, dtype=torch.int64)
-    closed = choose_targets(scores, zeros, zeros, names, "random", -torch.inf, 0)
-    opened = choose_targets(scores, zeros, zeros, names, "random", 0.5, 0)
+    closed = choose_targets(scores, zeros, zeros, names, "random", Objective(), 0)
+    opened = choose_targets(scores, zeros, zeros, names, "random", Objective(0.5), 0)
     assert set(closed) == {1, 2, 3} and set(opened) == {1, 2, 3, REJECT}
     assert all(30 <= opened.count(target) <= 75 for target in set(opened))  # 50 each, on average
-    rejected = choose_targets(scores, zeros - 1, zeros, names, "random", 9.0, 0)
+    rejected = choose_targets(scores, zeros - 1, zeros, names, "random", Objective(9.0), 0)
     assert set(rejected) == {1, 2, 3}
 
 
 def test_without_any_candidate_the_error_names_the_utterance() -> None:
     one = torch.tensor([0])
     with pytest.raises(ValueError, match="no random target for 'lonely'"):
-        choose_targets(torch.ones(1, 1), one, one, ["lonely"], "random", -torch.inf, 0)
+        choose_targets(torch.ones(1, 1), one, one, ["lonely"], "random", Objective(), 0)
 
 
 @pytest.mark.parametrize("goal", ["random", "hardest", "simplest"])
 def test_who_claims_to_be_the_one_enrolled_speaker_can_only_be_rejected(goal: Goal) -> None:
     one = torch.tensor([0])
-    assert choose_targets(torch.ones(1, 1), one, one, ["lonely"], goal, 0.0, 0) == [REJECT]
+    assert choose_targets(torch.ones(1, 1), one, one, ["lonely"], goal, Objective(0.0), 0) == [REJECT]
 
 
 # Adaptive or oblivious, randomized or not

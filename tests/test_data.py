@@ -274,7 +274,7 @@ def test_connect_makes_labels_index_the_speakers_of_the_recognizer(root: Path) -
 
 
 def test_another_part_is_refused(root: Path) -> None:
-    with pytest.raises(DataError, match="'train', 'development' or 'test', got 'dev'"):
+    with pytest.raises(DataError, match="'train', 'development', 'test' and, of a list, 'trials', got 'dev'"):
         SpeakerData(root).utterances("dev")
 
 

@@ -23,7 +23,7 @@ from sec4sr_pl.attacks import (
     Square,
     TargetedAPGD,
 )
-from sec4sr_pl.attacks.apgd import checkpoints, closest
+from sec4sr_pl.attacks.apgd import checkpoints
 from sec4sr_pl.attacks.gradient import attack_loss
 from sec4sr_pl.checkpoint import load_recognizer
 from sec4sr_pl.data import Spk251
@@ -274,11 +274,11 @@ def test_checkpoints_are_those_of_the_paper() -> None:
 def test_candidates_are_the_closest_other_decisions() -> None:
     scores = torch.tensor([[3.0, 1.0, 2.0], [0.1, 0.3, 0.2]])
     labels = torch.tensor([0, REJECT])
-    assert closest(scores, labels.clamp_min(0), Objective(), 9).tolist() == [[2, 1], [1, 2]]
-    assert closest(scores, labels, Objective(1.5), 9).tolist() == [[2, REJECT, 1], [1, 2, 0]]
-    assert closest(scores[:, :1], labels, Objective(1.5), 9).tolist() == [[REJECT], [0]]
+    assert Objective().others(scores, labels.clamp_min(0), 9).tolist() == [[2, 1], [1, 2]]
+    assert Objective(1.5).others(scores, labels, 9).tolist() == [[2, REJECT, 1], [1, 2, 0]]
+    assert Objective(1.5).others(scores[:, :1], labels, 9).tolist() == [[REJECT], [0]]
     with pytest.raises(ValueError, match="closed set of one"):
-        closest(scores[:, :1], labels.clamp_min(0), Objective(), 9)
+        Objective().others(scores[:, :1], labels.clamp_min(0), 9)
 
 
 @GOALS

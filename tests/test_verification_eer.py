@@ -169,3 +169,51 @@ def test_one_development_utterance_a_speaker_makes_no_trials_and_is_told_before_
     trainer = Trainer(accelerator="cpu", logger=False, enable_progress_bar=False, callbacks=[VerificationEER()])
     with pytest.raises(DataError, match="the set of all pairs has 0 of the same among 10"):
         trainer.validate(module, data)
+
+
+class Asked(VerificationEER):
+    """How often the trials were scored."""
+
+    times = 0
+
+    def embeddings(self, *arguments: Any) -> Tensor:
+        self.times += 1
+        return super().embeddings(*arguments)
+
+
+def small(root: Path, callback: VerificationEER, **settings: Any) -> Trainer:
+    """A training of two steps with a sanity check, and one validation."""
+    data = SpeakerData(root, "test", num_workers=0, batch_size=4, **settings)
+    module = SpeakerModule(Recognizer(LogMel(), AudioNet(), ClosedSet(32, data.speakers)))
+    options: dict[str, Any] = {"logger": False, "enable_progress_bar": False, "enable_checkpointing": False}
+    trainer = Trainer(accelerator="cpu", max_epochs=1, limit_train_batches=2, callbacks=[callback], **options)
+    trainer.fit(module, data)
+    return trainer
+
+
+def test_the_sanity_check_scores_no_trials(root: Path) -> None:
+    callback = Asked()
+    trainer = small(root, callback, development_fraction=0.3)
+    assert trainer.num_sanity_val_steps and callback.times == 1
+    assert 0.0 <= float(trainer.callback_metrics["verification/eer"]) <= 1.0
+
+
+def test_a_part_goes_before_the_list_of_the_data(root: Path) -> None:
+    settings: dict[str, Any] = {"development_fraction": 0.3, "trials": Path("trials.txt")}
+    for part, count in ((None, 13 * 12 // 2), ("development", 15 * 14 // 2)):
+        callback = Asked(part=part)
+        small(root, callback, **settings)
+        assert callback._found is not None and len(callback._found.pairs) == count
+
+
+def test_a_nan_embedding_is_told_and_ends_no_training(root: Path) -> None:
+    class Broken(VerificationEER):
+        def embeddings(self, *arguments: Any) -> Tensor:
+            made = super().embeddings(*arguments)
+            made[0] = torch.nan
+            return made
+
+    with pytest.warns(UserWarning, match="14 of the scores of 105 trials are NaN"):
+        trainer = small(root, Broken(part="development"), development_fraction=0.3)
+    assert trainer.callback_metrics["verification/eer"].isnan()
+    assert trainer.callback_metrics["verification/min_dcf"].isnan()

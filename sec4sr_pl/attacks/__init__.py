@@ -13,7 +13,7 @@ from sec4sr_pl.attacks.l2 import L2PGD, SNRPGD
 from sec4sr_pl.attacks.minimal import FMN
 from sec4sr_pl.attacks.momentum import MIFGSM
 from sec4sr_pl.attacks.noise import UniformNoise
-from sec4sr_pl.attacks.objective import Objective
+from sec4sr_pl.attacks.objective import Claim, Objective
 from sec4sr_pl.attacks.psychoacoustic import PsychoacousticPGD
 from sec4sr_pl.attacks.replicate import Replicate
 from sec4sr_pl.attacks.siren import SirenAttack
@@ -43,6 +43,7 @@ __all__ = [
     "BackPropagation",
     "CWinf",
     "Channel",
+    "Claim",
     "GradientSource",
     "InputDiversity",
     "Kenansville",

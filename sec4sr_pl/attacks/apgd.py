@@ -12,7 +12,6 @@ from sec4sr_pl.attacks.objective import Objective
 from sec4sr_pl.attacks.rows import Rows
 from sec4sr_pl.attacks.source import GradientSource, scores_and_gradient, uniform
 from sec4sr_pl.attacks.written import lasting
-from sec4sr_pl.types import REJECT
 
 MOMENTUM = 0.75
 """Weight of the new step against the last one."""
@@ -234,27 +233,10 @@ class TargetedAPGD(APGD):
             return best
         candidates = labels.unsqueeze(1)
         if not objective.targeted:
-            candidates = closest(score(waveforms, lengths), labels, objective, self.candidates)
+            candidates = objective.others(score(waveforms, lengths), labels, self.candidates)
         direction = dataclasses.replace(objective, targeted=True)
         for aims in candidates.T:
             if not rows.keep(lowest[rows.index] > -torch.inf):
                 break
             self.descend(Rows(**vars(rows)), best, lowest, objective, direction, aims[rows.index])
         return best
-
-
-def closest(scores: Tensor, labels: Tensor, objective: Objective, count: int) -> Tensor:
-    """The best-scoring decisions other than the label, (batch, at most count); to be rejected scores the threshold.
-
-    Raises:
-        ValueError: a closed set of one speaker, where there is no other decision.
-    """
-    speakers = scores.shape[1]
-    if objective.threshold > -math.inf:
-        scores = torch.cat([scores, torch.full_like(scores[:, :1], objective.threshold)], 1)
-        labels = torch.where(labels == REJECT, speakers, labels)
-    if scores.shape[1] < 2:
-        raise ValueError("Expected a threshold or at least two speakers, got a closed set of one")
-    others = scores.scatter(1, labels.unsqueeze(1), -torch.inf)
-    chosen = others.topk(min(count, scores.shape[1] - 1), dim=1).indices
-    return torch.where(chosen == speakers, REJECT, chosen)

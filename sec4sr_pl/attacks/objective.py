@@ -27,15 +27,23 @@ class Objective:
     targeted: bool = False
     confidence: float = 0.0
 
+    def decisions(self, label: int, speakers: int) -> list[int]:
+        """What can be decided on an utterance with this label."""
+        return [*range(speakers), *([] if self.threshold == -math.inf else [REJECT])]
+
+    def lowest(self, speakers: int) -> int:
+        """The lowest label that has a meaning."""
+        return 0 if self.threshold == -math.inf else REJECT
+
     def check(self, labels: Tensor, speakers: int) -> None:
         """Refuse labels that have no meaning.
 
         Raises:
-            ValueError: a label outside [REJECT, speakers), REJECT in a closed set, or not (batch,) int64.
+            ValueError: a label outside [lowest, speakers), or not (batch,) int64.
         """
         if labels.dim() != 1 or labels.dtype != torch.int64:
             raise ValueError(f"Expected (batch,) int64 labels, got {tuple(labels.shape)} {labels.dtype}")
-        lowest = 0 if self.threshold == -math.inf else REJECT
+        lowest = self.lowest(speakers)
         if labels.numel() and not bool(((labels >= lowest) & (labels < speakers)).all()):
             raise ValueError(
                 f"Expected labels from {lowest} to {speakers - 1}, got {labels.min().item()} to {labels.max().item()}"
@@ -63,8 +71,70 @@ class Objective:
             reject = self.threshold - best
         return torch.where(enrolled, reach, reject) + self.confidence
 
+    def decide(self, scores: Tensor, labels: Tensor) -> Tensor:
+        """The decision on each row of (batch, speakers) scores, (batch,), of the kind of its label."""
+        best, index = scores.max(dim=1)
+        return torch.where(best > self.threshold, index, REJECT)
+
     def achieved(self, scores: Tensor, labels: Tensor) -> Tensor:
         """Whether the decision on (batch, speakers) scores is the wanted one, (batch,) bool; ignores the confidence."""
-        best, index = scores.max(dim=1)
-        decisions = torch.where(best > self.threshold, index, REJECT)
-        return decisions == labels if self.targeted else decisions != labels
+        return (self.decide(scores, labels) == labels) == self.targeted
+
+    def others(self, scores: Tensor, labels: Tensor, count: int) -> Tensor:
+        """The best-scoring decisions other than the label, (batch, at most count); a rejection scores the threshold.
+
+        Raises:
+            ValueError: a closed set of one speaker, where there is no other decision.
+        """
+        speakers = scores.shape[1]
+        if self.threshold > -math.inf:
+            scores = torch.cat([scores, torch.full_like(scores[:, :1], self.threshold)], 1)
+            labels = torch.where(labels == REJECT, speakers, labels)
+        if scores.shape[1] < 2:
+            raise ValueError("Expected a threshold or at least two speakers, got a closed set of one")
+        remaining = scores.scatter(1, labels.unsqueeze(1), -torch.inf)
+        chosen = remaining.topk(min(count, scores.shape[1] - 1), dim=1).indices
+        return torch.where(chosen == speakers, REJECT, chosen)
+
+
+@dataclass(frozen=True)
+class Claim(Objective):
+    """The goal of an attack on verification, where each utterance claims to be one of the speakers.
+
+    A label carries the claim: `speaker` where the claim is accepted, its complement `~speaker` where it is rejected;
+    of one speaker these are 0 and `REJECT`. Only the score of the claimed speaker counts.
+
+    Raises:
+        ValueError: no threshold.
+    """
+
+    def __post_init__(self) -> None:
+        """Refuse to decide without a threshold."""
+        if self.threshold == -math.inf:
+            raise ValueError("Expected a threshold, by which claims are decided, got -inf")
+
+    def decisions(self, label: int, speakers: int) -> list[int]:
+        """The claimed speaker, or its complement."""
+        return [max(label, ~label), min(label, ~label)]
+
+    def lowest(self, speakers: int) -> int:
+        """The claim to be the last speaker, rejected."""
+        return ~(speakers - 1)
+
+    def claimed(self, scores: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        """The claimed speaker of each row, and its score, (batch, 1) each."""
+        speakers = torch.maximum(labels, ~labels).unsqueeze(1)
+        return speakers, scores.gather(1, speakers)
+
+    def loss(self, scores: Tensor, labels: Tensor) -> Tensor:
+        """The margin of the claimed speaker's score from the threshold, (batch,)."""
+        return super().loss(self.claimed(scores, labels)[1], labels.clamp(REJECT, 0))
+
+    def decide(self, scores: Tensor, labels: Tensor) -> Tensor:
+        """The claimed speaker, (batch,), or its complement."""
+        speakers, own = self.claimed(scores, labels)
+        return torch.where(own > self.threshold, speakers, ~speakers).squeeze(1)
+
+    def others(self, scores: Tensor, labels: Tensor, count: int) -> Tensor:
+        """The one other decision, (batch, 1)."""
+        return ~labels.unsqueeze(1)

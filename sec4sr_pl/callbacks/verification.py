@@ -5,6 +5,7 @@ from typing import Any
 
 import torch
 from pytorch_lightning import Callback, LightningModule, Trainer
+from pytorch_lightning.utilities import rank_zero_warn
 from torch import Tensor
 from torch.nn import functional
 
@@ -20,12 +21,14 @@ class VerificationEER(Callback):
     """Score trials by the cosine of their embeddings at each validation: `verification/eer` and `verification/min_dcf`.
 
     Each utterance is embedded once, in batches that do not depend on the number of processes, which share them: the
-    figures are the same to the bit for any number. Choose a checkpoint by them only where the trials are no test.
+    figures are the same to the bit for any number, and NaN, with a warning, where an embedding is. A sanity check is
+    spared the work. Choose a checkpoint by them only where the trials are no test.
 
     Args:
-        trials: list of lines `<1 or 0> <file> <file>`; None: the data module's, else all pairs of utterances of `part`.
+        trials: list of lines `<1 or 0> <file> <file>`; None: as `part` says.
         root: where the list, if its path is relative, and its paths begin; None: at the root of the data module.
-        part: `development` or `test` of the data module, where there is no list.
+        part: `development` or `test` of the data module, of which at most 200,000 pairs are trials; None: its own list,
+            or without one the development part.
         target_prior: probability of a target, for the detection cost.
         batch_size: utterances embedded at a time.
         seed: of the draws of randomized defenses.
@@ -38,7 +41,7 @@ class VerificationEER(Callback):
         self,
         trials: Path | None = None,
         root: Path | None = None,
-        part: str = "development",
+        part: str | None = None,
         target_prior: float = 0.01,
         batch_size: int = 16,
         seed: int = 0,
@@ -62,10 +65,10 @@ class VerificationEER(Callback):
         if not isinstance(data, SpeakerData):
             raise ValueError(f"Expected a SpeakerData, which knows where utterances are, got {type(data).__name__}")
         self._resample = data.resample
-        if self.trials is None and data.trial_list is not None:
+        if self.trials is None and self.part is None and data.trial_list is not None:
             self._found = data.trials().check(data.trial_list)
         elif self.trials is None:
-            self._found = all_pairs(data.utterances(self.part))
+            self._found = all_pairs(data.utterances("development" if self.part is None else self.part))
         else:
             root = data.root if self.root is None else self.root
             self._found = read_trials(root / self.trials, root, data.resample)
@@ -80,14 +83,18 @@ class VerificationEER(Callback):
         dataloader_idx: int = 0,
     ) -> None:
         """Score the trials once, when processes agree about batch norms and averaged weights are in: not before."""
-        if batch_idx or self._found is None:
+        if batch_idx or self._found is None or trainer.sanity_checking:
             return
         units = functional.normalize(self.embeddings(trainer, pl_module, self._found))
         pairs = torch.split(self._found.pairs.to(units.device), 2**16)  # of embeddings, all would be many
         scores = torch.cat([units[part].prod(1).sum(1) for part in pairs])
         target = self._found.target.to(scores.device)
         kinds = scores[target], scores[~target]
-        figures = {"eer": equal_error_rate(*kinds), "min_dcf": min_dcf(*kinds, self.target_prior)}
+        if undefined := int(scores.isnan().sum()):
+            rank_zero_warn(f"{undefined} of the scores of {len(scores)} trials are NaN, and so is verification/eer")
+            figures = dict.fromkeys(("eer", "min_dcf"), scores.new_tensor(torch.nan))
+        else:
+            figures = {"eer": equal_error_rate(*kinds), "min_dcf": min_dcf(*kinds, self.target_prior)}
         for name, value in figures.items():  # equal on all ranks, of which the mean may round
             pl_module.log(f"verification/{name}", value, prog_bar=name == "eer", reduce_fx="max", sync_dist=True)
 

@@ -270,7 +270,10 @@ class SpeakerData(LightningDataModule):
         if part == "trials":
             return self.trials().utterances
         if part not in ("train", "development"):
-            raise DataError(f"Expected the part 'train', 'development' or 'test', got '{part}'")
+            raise DataError(
+                f"{type(self).__name__} has the parts 'train', 'development', 'test' and, of a list, 'trials', got "
+                f"'{part}'; speakers are enrolled from the folders of Spk10, by --data Spk10 --data.enroll_split ..."
+            )
         whole = self.scan(self.train_split)
         train, development = split_development(whole, self.development_fraction, self.development_samples)
         return train if part == "train" else development
@@ -280,9 +283,14 @@ class SpeakerData(LightningDataModule):
         return scan(self.root, split, self.resample, self.nested)
 
     @property
+    def held_out(self) -> list[str]:
+        """The folders in `root` of those who are enrolled or heard in tests."""
+        return [self.test_split, *self.trial_splits]
+
+    @property
     def splits(self) -> list[str]:
         """The folders in `root` that belong to the data, each once."""
-        return list(dict.fromkeys([self.train_split, self.test_split, *self.trial_splits]))
+        return list(dict.fromkeys([self.train_split, *self.held_out]))
 
     @property
     def lists(self) -> list[Path]:

@@ -16,7 +16,7 @@ class Spk10(SpeakerData):
     Args:
         root: holds the splits; default: the variable SEC4SR_DATA, else `data`.
         enroll_split: folder of the enrollment utterances, whose speakers are those that are enrolled.
-        test_split: folder of other utterances of the same speakers.
+        test_split: folder of other utterances of the same speakers; enrollment does without it.
         imposter_split: folder of speakers who are not enrolled.
         kwargs: those of `SpeakerData`, whose training utterances are those for enrollment.
     """
@@ -35,9 +35,9 @@ class Spk10(SpeakerData):
         self.enroll_split, self.imposter_split = enroll_split, imposter_split
 
     @property
-    def splits(self) -> list[str]:
-        """The folders in `root` that belong to the data."""
-        return [*super().splits, self.imposter_split]
+    def held_out(self) -> list[str]:
+        """The folders in `root` of those who are enrolled or heard in tests."""
+        return [*super().held_out, self.imposter_split, self.enroll_split]
 
     def utterances(self, part: str) -> list[Utterance]:
         """The utterances of `enroll`, `calibration` or `test`, in manifest order; also `train` and `development`.
@@ -57,7 +57,8 @@ class Spk10(SpeakerData):
         utterances = self.scan(self.imposter_split)
         speakers = sorted({u.speaker for u in utterances}, key=lambda name: (len(name), name))  # 26 before 103
         enrolled = {u.speaker for u in self.utterances("enroll")}
-        tested = {u.speaker for u in super().utterances("test")}
+        tests = (self.root / self.test_split).is_dir()  # who only enrolls needs no test utterances
+        tested = {u.speaker for u in super().utterances("test")} if tests else set()
         if len(speakers) < 2:
             raise DataError(f"{self.root / self.imposter_split} has 1 speaker: expected one to calibrate, one to test")
         if wrong := sorted(enrolled.intersection(speakers)) or sorted(tested - enrolled):

@@ -1,6 +1,7 @@
 """Verification trials: pairs of utterances, and whether one speaker said both."""
 
 import warnings
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple
@@ -22,6 +23,40 @@ class Trials(NamedTuple):
     target: Tensor
     """(trials,) bool, whether the speaker is the same."""
 
+    def spread(self, limit: int) -> "Trials":
+        """As many trials in their order, spread evenly over the list; the targets are as large a part as before.
+
+        Raises:
+            DataError: no trial.
+        """
+        if limit < 1:
+            raise DataError(f"Expected at least one trial, got a limit of {limit}")
+        total = len(self.pairs)
+        if limit >= total:
+            return self
+        by_kind = self.target.argsort(stable=True)
+        chosen = by_kind[torch.arange(limit) * total // limit].sort().values
+        used, pairs = torch.unique(self.pairs[chosen], return_inverse=True)
+        return Trials([self.utterances[index] for index in used.tolist()], pairs, self.target[chosen])
+
+    def enrolled(self) -> list[Utterance]:
+        """The utterances that are enrolled, each once."""
+        return [self.utterances[index] for index in torch.unique(self.pairs[:, 0]).tolist()]
+
+    def claims(self, speakers: Sequence[str]) -> tuple[list[Utterance], list[int]]:
+        """Of each trial, the utterance that claims, and its label; in the order of the utterances.
+
+        Args:
+            speakers: names of enrolled utterances, each a speaker of its own.
+        """
+        column = {name: index for index, name in enumerate(speakers)}
+        order = self.pairs[:, 1].argsort(stable=True)
+        made = [
+            claim(self.utterances[test], (name := self.utterances[one].name), column[name], target)
+            for (one, test), target in zip(self.pairs[order].tolist(), self.target[order].tolist(), strict=True)
+        ]
+        return distinct([utterance for utterance, _ in made]), [label for _, label in made]
+
     def check(self, source: object) -> "Trials":
         """These trials.
 
@@ -35,6 +70,25 @@ class Trials(NamedTuple):
                 f"{len(self.target)}"
             )
         return self
+
+
+def claim(utterance: Utterance, speaker: str, column: int, target: bool) -> tuple[Utterance, int]:
+    """An utterance that claims to be a speaker, under a name of its own, and its label: `column`, else its complement.
+
+    So labels are those of `sec4sr_pl.attacks.Claim`.
+    """
+    return utterance._replace(name=f"{utterance.name}@{speaker}"), column if target else ~column
+
+
+def distinct(utterances: Iterable[Utterance]) -> list[Utterance]:
+    """The same, where a name that comes again is followed by its number."""
+    counts: Counter[str] = Counter()
+    found = []
+    for utterance in utterances:
+        counts[utterance.name] += 1
+        count = counts[utterance.name]
+        found.append(utterance if count == 1 else utterance._replace(name=f"{utterance.name}#{count}"))
+    return found
 
 
 def read_list(path: Path) -> list[tuple[bool, str, str]]:
@@ -72,21 +126,36 @@ def read_list(path: Path) -> list[tuple[bool, str, str]]:
 def find_trials(path: Path, utterances: Iterable[Utterance], nested: bool = False) -> Trials:
     """The trials of a list among utterances, which are known by the names of their files.
 
+    A file's folders, as far as the list gives them, must be the utterance's; its extension may be another.
+
     Args:
         path: as in `read_list`.
         utterances: that have those of the trials among them.
         nested: files lie in folders of sessions.
 
     Raises:
-        DataError: as `read_list`, or a file that is none of the utterances'.
+        DataError: as `read_list`, a file that is none of the utterances', or a label that their speakers contradict.
     """
     trials = read_list(path)
     known = {utterance.name: utterance for utterance in utterances}
     files = sorted({file for _, *pair in trials for file in pair})
-    names = [utterance_name(PurePosixPath(file), nested) for file in files]
-    if missing := [file for file, name in zip(files, names, strict=True) if name not in known]:
+    found = {file: known.get(utterance_name(PurePosixPath(file), nested)) for file in files}
+    there = {file: utterance for file, utterance in found.items() if utterance and _lies_where(utterance, file)}
+    if missing := [file for file in files if file not in there]:
         raise DataError(f"{len(missing)} of the {len(files)} files of {path} are not there, first {missing[0]}")
-    return _pair_up(trials, {file: known[name] for file, name in zip(files, names, strict=True)})
+    for target, enroll, test in trials:
+        one, other = there[enroll].speaker, there[test].speaker
+        if target != (one == other):
+            raise DataError(f"{path} has the label {int(target)} for '{enroll} {test}', of speakers {one} and {other}")
+    return _pair_up(trials, there)
+
+
+def _lies_where(utterance: Utterance, file: str) -> bool:
+    """Whether the folders before a file's name are the last of those in which the utterance lies."""
+    path = utterance.path
+    place = path if isinstance(path, Path) else path.archive.parent / path.name
+    folders = PurePosixPath(file).parts[:-1]
+    return not folders or place.absolute().parts[:-1][-len(folders) :] == folders
 
 
 def read_trials(path: Path, root: Path, resample: bool = False) -> Trials:
@@ -124,17 +193,41 @@ def _utterance(name: str, path: Path, resample: bool) -> Utterance:
     return Utterance(name, path.parent.name, path, 0, audio.samples_at_16_khz(header.frames, header.rate), header.rate)
 
 
-def all_pairs(utterances: Sequence[Utterance]) -> Trials:
-    """Every utterance against every other, once.
+def all_pairs(utterances: Sequence[Utterance], limit: int = 200_000, seed: int = 0) -> Trials:
+    """Every utterance against every other, once; where these are more than `limit`, a sample of it, half of it targets.
+
+    It may be smaller: what is drawn twice stands in it once.
+
+    Args:
+        utterances: each once.
+        limit: pairs.
+        seed: of the sample.
 
     Raises:
         DataError: pairs of one kind only.
     """
     ordered = by_length(utterances)
-    pairs = torch.combinations(torch.arange(len(ordered)))
-    names = sorted({utterance.speaker for utterance in ordered})
-    one, other = torch.tensor([names.index(utterance.speaker) for utterance in ordered])[pairs].unbind(1)
+    index = {name: place for place, name in enumerate(sorted({utterance.speaker for utterance in ordered}))}
+    speakers = torch.tensor([index[utterance.speaker] for utterance in ordered])
+    few = len(ordered) * (len(ordered) - 1) // 2 <= limit
+    pairs = torch.combinations(torch.arange(len(ordered))) if few else _drawn(speakers, limit, seed)
+    one, other = speakers[pairs].unbind(1)
     return Trials(ordered, pairs, one == other).check("the set of all pairs")
+
+
+def _drawn(speakers: Tensor, limit: int, seed: int) -> Tensor:
+    """Different pairs of places, (at most limit, 2): half drawn among those of one speaker, half among all others."""
+    generator, half = torch.Generator().manual_seed(seed), limit // 2
+    grouped = speakers.argsort(stable=True)  # a speaker's utterances side by side
+    own = speakers[grouped]
+    counts = torch.bincount(speakers)
+    first = counts.cumsum(0) - counts
+    one, other = torch.randint(len(own), (2, half), generator=generator)
+    mate = first[own[one]] + (torch.rand(half, generator=generator) * counts[own[one]]).long()
+    same = torch.stack([one, mate], 1)[one != mate]
+    different = torch.stack([one, other], 1)[own[one] != own[other]]
+    pairs: Tensor = torch.unique(grouped[torch.cat([same, different])].sort(1).values, dim=0)
+    return pairs
 
 
 def by_length(utterances: Iterable[Utterance]) -> list[Utterance]:

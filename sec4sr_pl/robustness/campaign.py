@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from sec4sr_pl import audio, metrics
-from sec4sr_pl.attacks import Attack, AttackResult, Objective, UniformNoise
+from sec4sr_pl.attacks import Attack, AttackResult, Claim, Objective, UniformNoise
 from sec4sr_pl.attacks.written import as_written
 from sec4sr_pl.checkpoint import checksum, describe
 from sec4sr_pl.data.base import Utterances, collate
@@ -63,6 +63,7 @@ class Campaign:
         draws: further fresh draws of a randomized recognizer on each utterance.
         perceptual: measure PESQ and STOI, about 0.1 s an utterance.
         identity: what else tells this campaign from another, e.g. the checkpoint's checksum.
+        claims: verification, where labels are those of `Claim`.
 
     Raises:
         CampaignError: attacks of one name, no utterance, one that is too short for the recognizer, or an output folder
@@ -82,6 +83,7 @@ class Campaign:
         draws: int = 10,
         perceptual: bool = True,
         identity: dict[str, Any] | None = None,
+        claims: bool = False,
     ) -> None:
         names = [attack.name for attack in attacks]
         if len(set(names)) < len(names) or BENIGN in names:
@@ -106,13 +108,15 @@ class Campaign:
         self.data, self.attacks, self.output = data, list(attacks), Path(output)
         self.goal, self.adaptive, self.batch_size, self.seed = goal, adaptive, batch_size, seed
         self.draws, self.perceptual = draws, perceptual
-        self.objective = Objective(self.threshold, targeted=goal != "untargeted")
+        self.objective = (Claim if claims else Objective)(self.threshold, targeted=goal != "untargeted")
+        self.verification = claims or (self.threshold > -math.inf and len(recognizer.scorer.speakers) == 1)
         self.defenses = describe(recognizer.defenses)
         self.identity = self._identity(identity or {})
 
     def _identity(self, extra: dict[str, Any]) -> dict[str, Any]:
         """What makes this campaign; written down, and compared by a resume."""
-        utterances = [(u.name, u.speaker, u.start, u.frames, checksum(u.path)) for u in self.data.utterances]
+        files = {path: checksum(path) for path in {utterance.path for utterance in self.data.utterances}}
+        utterances = [(u.name, u.speaker, u.start, u.frames, files[u.path]) for u in self.data.utterances]
         weights = [(name, tensor.cpu().numpy().tobytes()) for name, tensor in self.recognizer.state_dict().items()]
         return {
             **extra,
@@ -132,6 +136,7 @@ class Campaign:
             "utterances": len(utterances),
             "excluded": self.excluded,
             "manifest": f"{key(*utterances):016x}",
+            **({"claims": f"{key(*self.data.labels):016x}"} if isinstance(self.objective, Claim) else {}),
         }
 
     def open(self) -> None:
@@ -213,10 +218,8 @@ class Campaign:
         targets: list[int | None] = [None] * len(batch.names)
         labels = batch.speakers
         if self.goal != "untargeted":
-            decisions = self.undefended.decide(plain)
-            targets = list(
-                choose_targets(plain, decisions, batch.speakers, batch.names, self.goal, self.threshold, self.seed)
-            )
+            decisions = self.objective.decide(plain, labels)
+            targets = list(choose_targets(plain, decisions, labels, batch.names, self.goal, self.objective, self.seed))
             labels = torch.tensor(targets, device=labels.device)
         decisions, measured = self.measure(batch.waveforms, batch, BENIGN, labels)
         self.recognizer.seed(self.seeds(BENIGN, batch.names, "gradient"))
@@ -339,13 +342,13 @@ class Campaign:
         scores = self.recognizer(waveforms, batch.lengths)
         if not bool(scores.isfinite().all()):
             raise CampaignError(f"The recognizer gave scores that are not finite for {', '.join(batch.names)}")
-        decisions = self.recognizer.decide(scores)
+        decisions = self.objective.decide(scores, labels)
         nothing: list[float | None] = [None] * len(batch.names)
         if not self.recognizer.randomized:
             margins = self.objective.loss(scores, labels)
             return decisions, {"correct": nothing, "achieved": nothing, "margin": finite(margins)}
         further = [self.recognizer(waveforms, batch.lengths) for _ in range(self.draws)]
-        drawn = torch.stack([self.recognizer.decide(scores) for scores in further])
+        drawn = torch.stack([self.objective.decide(scores, labels) for scores in further])
         correct = (drawn == batch.speakers).double().mean(0)
         achieved = (drawn == labels).double().mean(0) if self.objective.targeted else 1.0 - correct
         margins = torch.stack([self.objective.loss(scores, labels) for scores in further]).mean(0)

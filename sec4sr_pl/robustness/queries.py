@@ -5,7 +5,6 @@ from collections.abc import Iterable
 from typing import NamedTuple
 
 from sec4sr_pl.robustness.campaign import BENIGN, Campaign, counted
-from sec4sr_pl.robustness.tables import gather
 
 
 class Curve(NamedTuple):
@@ -39,16 +38,16 @@ def success_by_queries(achieved: Iterable[bool], queries: Iterable[int]) -> Curv
     return Curve(steps, rates)
 
 
-def query_curves(*campaigns: Campaign) -> dict[str, Curve]:
+def query_curves(campaign: Campaign) -> dict[str, Curve]:
     """The curve of each attack that stops at success, at different times; over the utterances that count.
 
     Raises:
         CampaignError: a unit that is not there.
     """
-    benign = {record["name"]: record for record in gather(campaigns, BENIGN)}
+    benign = {record["name"]: record for record in campaign.records(BENIGN)}
     curves = {}
-    for attack in campaigns[0].attacks:
-        records = counted(gather(campaigns, attack.name), benign)
+    for attack in campaign.attacks:
+        records = counted(campaign.records(attack.name), benign)
         if attack.stops_at_success and len({record["queries"] for record in records}) > 1:
             achieved, queries = ([record[field] for record in records] for field in ("achieved", "queries"))
             curves[attack.name] = success_by_queries(achieved, queries)

@@ -10,38 +10,14 @@ from types import MappingProxyType
 from typing import Any, NamedTuple
 
 from sec4sr_pl.attacks import Attack, UniformNoise
-from sec4sr_pl.metrics import r1_score, wilson_interval
+from sec4sr_pl.metrics import r1_score
 from sec4sr_pl.robustness.campaign import BENIGN, Campaign, Record, counted, write_text
+from sec4sr_pl.robustness.errors import Errors, columns, directions, errors, said
+from sec4sr_pl.robustness.rates import Rate, shown
 from sec4sr_pl.robustness.sentinel import Report, examine
-from sec4sr_pl.types import REJECT
 
 EXACT = ("l2", "linf", "snr")
 MEASURES = (*EXACT, "pesq", "stoi")
-
-
-class Rate(NamedTuple):
-    """k of n, with its 95 % Wilson interval; fractions, None where n is 0."""
-
-    successes: int
-    trials: int
-    value: float | None
-    low: float | None
-    high: float | None
-
-    @classmethod
-    def of(cls, flags: Iterable[bool]) -> "Rate":
-        """The rate of flags that are set."""
-        listed = list(flags)
-        successes, trials = sum(listed), len(listed)
-        if not trials:
-            return cls(0, 0, None, None, None)
-        return cls(successes, trials, successes / trials, *wilson_interval(successes, trials))
-
-    def __str__(self) -> str:
-        """61.4 [55.2, 67.2], in percent."""
-        if self.value is None or self.low is None or self.high is None:
-            return "-"
-        return f"{100 * self.value:.1f} [{100 * self.low:.1f}, {100 * self.high:.1f}]"
 
 
 class Row(NamedTuple):
@@ -75,6 +51,8 @@ class Summary(NamedTuple):
     goal: str
     notes: list[str]
     sentinel: Report
+    errors: dict[str, Errors]
+    """Of the benign utterances and under each attack; none in a closed set."""
 
     @property
     def directions(self) -> list[str]:
@@ -97,39 +75,37 @@ class Summary(NamedTuple):
                 for row in self.rows
             ],
             "sentinel": {**self.sentinel._asdict(), "flags": [flag._asdict() for flag in self.sentinel.flags]},
+            "errors": {
+                attack: {name: value._asdict() if isinstance(value, Rate) else value for name, value in found.items()}
+                for attack, found in self.errors.items()
+            },
         }
         return json.dumps(plain, indent=1, allow_nan=False) + "\n"
 
     def to_csv(self) -> str:
         """A line an attack, the benign utterances first and the worst case last."""
+        benign = {"attack": BENIGN, **self.benign.columns("accuracy"), "accuracy_over_draws": self.benign_over_draws}
+        attacked: list[dict[str, Any]] = [
+            {
+                "attack": row.attack,
+                **row.accuracy.columns("accuracy"),
+                **row.success.columns("success"),
+                "accuracy_over_draws": row.accuracy_over_draws,
+                "queries": row.queries,
+                **{name: row.measures[name]["mean"] for name in MEASURES},
+                **{f"{name}_undefined": row.measures[name]["undefined"] for name in MEASURES},
+                **{title: cell for name, rate in row.directions.items() for title, cell in rate.columns(name).items()},
+            }
+            for row in self.rows
+        ]
+        for line in (benign, *attacked):
+            line |= columns(self.errors.get(line["attack"], {}))
+        worst = {"attack": "worst case", **self.worst.columns("accuracy")}
         text = io.StringIO()
-        writer = csv.writer(text, lineterminator="\n")
-        rates = [f"{name}{part}" for name in ("accuracy", "success") for part in ("", "_k", "_n", "_low", "_high")]
-        failures = [f"{name}_undefined" for name in MEASURES]
-        ways = [f"{name}{part}" for name in self.directions for part in ("", "_k", "_n", "_low", "_high")]
-        writer.writerow(["attack", *rates, "accuracy_over_draws", "queries", *MEASURES, *failures, *ways])
-        nothing = [""] * (2 + 2 * len(MEASURES) + len(ways))
-
-        def cells(rate: Rate) -> list[Any]:
-            return [rate.value, rate.successes, rate.trials, rate.low, rate.high]
-
-        writer.writerow([BENIGN, *cells(self.benign), *[""] * 5, self.benign_over_draws, *nothing[1:]])
-        for row in self.rows:
-            means = [row.measures[name]["mean"] for name in MEASURES]
-            undefined = [row.measures[name]["undefined"] for name in MEASURES]
-            writer.writerow(
-                [
-                    row.attack,
-                    *cells(row.accuracy),
-                    *cells(row.success),
-                    row.accuracy_over_draws,
-                    row.queries,
-                    *means,
-                    *undefined,
-                    *(cell for rate in row.directions.values() for cell in cells(rate)),
-                ]
-            )
-        writer.writerow(["worst case", *cells(self.worst), *[""] * 5, *nothing])
+        titles = dict.fromkeys(title for line in (*attacked, benign) for title in line)
+        writer = csv.DictWriter(text, titles, lineterminator="\n")
+        writer.writeheader()
+        writer.writerows([benign, *attacked, worst])
         return text.getvalue()
 
     def to_markdown(self) -> str:
@@ -165,15 +141,18 @@ class Summary(NamedTuple):
                 ]
             )
         lines.append(["worst case", str(self.worst), *([""] if randomized else []), *blank])
-        table = "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
+        tables = [markdown(lines)]
+        if self.errors:
+            wrong = [{"errors": attack, **said(found)} for attack, found in self.errors.items()]
+            tables.append(markdown([[*wrong[0]], ["---"] * len(wrong[0]), *(line.values() for line in wrong)]))
         r1 = "-" if self.r1 is None else f"{100 * self.r1:.1f} %"
         head = f"Goal: {self.goal}. {self.benign.trials} utterances. R1 (benign and mean adversarial accuracy): {r1}."
-        return "\n\n".join([head, table, *self.notes, *self.sentinel.lines()]) + "\n"
+        return "\n\n".join([head, *tables, *self.notes, *self.sentinel.lines()]) + "\n"
 
 
-def shown(value: float | int | None, digits: int) -> str:
-    """A number, or a dash."""
-    return "-" if value is None else f"{value:.{digits}f}"
+def markdown(lines: Iterable[Iterable[str]]) -> str:
+    """A table."""
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
 
 
 def mean(values: Iterable[float | None]) -> float | None:
@@ -182,24 +161,19 @@ def mean(values: Iterable[float | None]) -> float | None:
     return math.fsum(present) / len(present) if present else None
 
 
-def gather(campaigns: Sequence[Campaign], name: str) -> list[Record]:
-    """The records of several campaigns, each named after its campaign too."""
-    return [
-        {**record, "name": f"{index}/{record['name']}"}
-        for index, campaign in enumerate(campaigns)
-        for record in campaign.records(name)
-    ]
+def summarize(campaign: Campaign, target_prior: float = 0.01) -> Summary:
+    """Read the records of a finished campaign.
 
-
-def summarize(*campaigns: Campaign) -> Summary:
-    """Read the records of a finished campaign, or of several with the same settings, counted together.
+    Args:
+        campaign: whose units are done.
+        target_prior: probability of a true claim, for minDCF.
 
     Raises:
         CampaignError: a unit that is not there.
     """
-    campaign = campaigns[0]
-    benign = {record["name"]: record for record in gather(campaigns, BENIGN)}
-    records = {a.name: {record["name"]: record for record in gather(campaigns, a.name)} for a in campaign.attacks}
+    benign = {record["name"]: record for record in campaign.records(BENIGN)}
+    records = {a.name: {record["name"]: record for record in campaign.records(a.name)} for a in campaign.attacks}
+    judged = {} if campaign.threshold == -math.inf else {BENIGN: benign, **records}
     rows = [_row(a, list(records[a.name].values()), benign, campaign) for a in campaign.attacks]
     judges = [attack.name for attack in campaign.attacks if comparable(attack)]
     accuracies = [row.accuracy.value for row in rows if row.attack in judges and row.accuracy.value is not None]
@@ -213,8 +187,9 @@ def summarize(*campaigns: Campaign) -> Summary:
         Rate.of(worst),
         r1,
         campaign.goal,
-        notes(campaign),
+        [*notes(campaign), *([f"minDCF: a claim is true with probability {target_prior:g}."] * campaign.verification)],
         examine(campaign, benign, records),
+        {name: errors([*own.values()], campaign.verification, target_prior) for name, own in judged.items()},
     )
 
 
@@ -241,19 +216,13 @@ def _row(attack: Attack, records: Sequence[Record], benign: dict[str, Record], c
         mean(record["correct_rate"] for record in records),
         measures,
         math.fsum(record["queries"] for record in records) / len(records),
-        {} if campaign.threshold == -math.inf else directions(records, benign),
+        {} if campaign.threshold == -math.inf else _directions(records, benign),
     )
 
 
-def directions(records: Sequence[Record], benign: dict[str, Record]) -> dict[str, Rate]:
-    """Imposters who are accepted, enrolled speakers who are rejected, and who are taken for another."""
-    before = [(record["label"], record["decision"]) for record in records if benign[record["name"]]["correct"]]
-    enrolled = [(label, decision) for label, decision in before if label != REJECT]
-    return {
-        "accepted": Rate.of(decision != REJECT for label, decision in before if label == REJECT),
-        "rejected": Rate.of(decision == REJECT for _, decision in enrolled),
-        "confused": Rate.of(decision not in (REJECT, label) for label, decision in enrolled),
-    }
+def _directions(records: Sequence[Record], benign: dict[str, Record]) -> dict[str, Rate]:
+    before = [record for record in records if benign[record["name"]]["correct"]]
+    return dict(zip(("accepted", "rejected", "confused"), directions(before), strict=True))
 
 
 def notes(campaign: Campaign) -> list[str]:

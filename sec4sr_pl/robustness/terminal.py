@@ -9,7 +9,10 @@ from rich.markdown import Markdown
 from rich.table import Table
 from rich.text import Text
 
-from sec4sr_pl.robustness.tables import Rate, Summary, shown
+from sec4sr_pl.robustness.campaign import BENIGN
+from sec4sr_pl.robustness.errors import said
+from sec4sr_pl.robustness.rates import Rate, shown
+from sec4sr_pl.robustness.tables import Summary
 
 
 def show(summary: Summary, paths: Sequence[Path], console: Console) -> None:
@@ -21,6 +24,8 @@ def show(summary: Summary, paths: Sequence[Path], console: Console) -> None:
         console: to print on.
     """
     console.print(table(summary))
+    if summary.errors:
+        console.print(wrong(summary))
     r1 = "-" if summary.r1 is None else f"{100 * summary.r1:.1f} %"
     console.print(Text(f"R1, harmonic mean of the benign and the mean adversarial accuracy: {r1}"))
     for note in [f"- {note}" for note in summary.notes] + summary.sentinel.lines():
@@ -48,4 +53,16 @@ def table(summary: Summary) -> Table:
         snr, pesq = (shown(row.measures[name]["mean"], digits) for name, digits in (("snr", 1), ("pesq", 2)))
         line(row.attack, row.accuracy, row.accuracy_over_draws, str(row.success), snr, pesq)
     line("worst case", summary.worst, None, "-", "-", "-")
+    return grid
+
+
+def wrong(summary: Summary) -> Table:
+    """A line an attack: errors of a recognizer with a threshold."""
+    grid = Table(box=box.SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
+    lines = {attack: said(found) for attack, found in summary.errors.items()}
+    grid.add_column("errors", overflow="fold")
+    for title in lines[BENIGN]:
+        grid.add_column(title.replace(" [", "\n["), justify="right", no_wrap=True)
+    for attack, cells in lines.items():
+        grid.add_row(*map(Text, (attack, *cells.values())))
     return grid

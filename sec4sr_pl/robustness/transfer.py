@@ -67,8 +67,9 @@ class Transfer(Attack):
         """What the attack makes of the utterances on the surrogate, with the surrogate's threshold."""
         surrogate = self.surrogate.to(waveforms.device)
         threshold = float(surrogate.scorer.threshold)
-        if isinstance(score.score, (Recognizer, Ensemble)):
-            surrogate = of_speakers(surrogate, score.score.scorer.speakers, self.surrogates[0])
+        victim = score.score
+        if isinstance(victim, (Recognizer, Ensemble)) and victim.scorer.speakers != surrogate.scorer.speakers:
+            raise ValueError(f"Expected surrogates of the victim's speakers, {self.surrogates[0]} has others")
         if (threshold == -math.inf) != (objective.threshold == -math.inf):
             raise ValueError(f"Expected thresholds of victim and surrogate, got {objective.threshold} and {threshold}")
         own = generator[0] if isinstance(generator, Sequence) else generator
@@ -81,17 +82,3 @@ class Transfer(Attack):
     def present(self, waveforms: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
         """As the attack does."""
         return self.attack.present(waveforms, lengths)
-
-
-def of_speakers(surrogate: Recognizer | Ensemble, speakers: tuple[str, ...], path: Path) -> Recognizer | Ensemble:
-    """The surrogate for the victim's speakers; of one of its enrolled speakers, where the victim verifies that one.
-
-    Raises:
-        ValueError: other speakers.
-    """
-    known = surrogate.scorer.speakers
-    if len(speakers) == 1 < len(known) and speakers[0] in known and isinstance(surrogate, Recognizer):
-        return surrogate.only(speakers[0])
-    if known != speakers:
-        raise ValueError(f"Expected surrogates of the victim's speakers, {path} has others")
-    return surrogate

@@ -1,0 +1,55 @@
+"""Write a list of trials, e.g. to set a threshold: `python -m sec4sr_pl.data.trial_list --data VoxCeleb ...`."""
+
+from pathlib import Path
+
+from jsonargparse import ArgumentParser
+from rich.console import Console
+
+from sec4sr_pl import audio
+from sec4sr_pl.data import SpeakerData
+from sec4sr_pl.data.download import one_line_errors
+from sec4sr_pl.data.trials import all_pairs
+
+
+def write(data: SpeakerData, output: Path, trials: int = 20_000, seed: int = 0) -> int:
+    """Pair the utterances of folders, all or a sample, half of it of one speaker; how many trials were written.
+
+    Args:
+        data: whose --data.trial_splits are the folders, e.g. '[vox1_dev/wav]': of speakers who are neither trained on
+            nor tested.
+        output: the list to write, lines `label path path`, paths in the folders.
+        trials: at most.
+        seed: of the sample.
+
+    Raises:
+        ValueError: folders that can't be used, or pairs of one kind only.
+    """
+    files = {}
+    for split in data.trial_splits:
+        for utterance in data.scan(split):
+            path = utterance.path
+            files[utterance] = path.name if isinstance(path, audio.Member) else path.relative_to(data.root / split)
+    found = all_pairs([*files], trials, seed)
+    named = [files[utterance] for utterance in found.utterances]
+    pairs = zip(found.target.tolist(), found.pairs.tolist(), strict=True)
+    output.write_text("".join(f"{int(label)} {named[one]} {named[other]}\n" for label, (one, other) in pairs))
+    return len(found.pairs)
+
+
+def main(args: list[str] | None = None) -> None:
+    """Run the command line.
+
+    Args:
+        args: default: those of the process.
+    """
+    parser = ArgumentParser(prog="python -m sec4sr_pl.data.trial_list", description="Write a list of trials.")
+    parser.add_function_arguments(write, fail_untyped=False)
+    config = parser.parse_args(args)
+    with one_line_errors(parser):
+        values = parser.instantiate_classes(config).as_dict()
+        written = write(**values)
+        Console().print(f"{written} trials in {values['output']}", markup=False, soft_wrap=True)
+
+
+if __name__ == "__main__":
+    main()
