@@ -24,6 +24,7 @@ bench: $(VENV)/.test
 	$(BIN)/python benchmarks/power_spectrum.py
 	$(BIN)/python benchmarks/prefilter.py
 	$(BIN)/python benchmarks/defenses.py
+	$(BIN)/python benchmarks/ivector.py
 	$(BIN)/python benchmarks/pgd.py
 	$(BIN)/python benchmarks/attacks.py
 	$(BIN)/python benchmarks/adversarial_step.py
