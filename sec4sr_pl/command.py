@@ -1,6 +1,8 @@
 """A function as a command: its arguments from YAML and flags, its errors in one line."""
 
-from collections.abc import Callable
+import argparse
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import TypeVar
 
 from jsonargparse import ActionConfigFile, ArgumentParser  # type: ignore[attr-defined]
@@ -13,6 +15,17 @@ def unwrapped(error: BaseException) -> BaseException:
     while str(error).startswith("Does not validate against any of the Union subtypes") and error.__cause__ is not None:
         error = error.__cause__
     return error
+
+
+@contextmanager
+def one_line_errors(parser: argparse.ArgumentParser) -> Iterator[None]:
+    """An error of the user ends the command with one line on stderr and status 1, an interruption with 130."""
+    try:
+        yield
+    except (ValueError, OSError, ImportError) as error:
+        parser.exit(1, f"{parser.prog}: error: {' '.join(str(unwrapped(error)).split())}\n")
+    except KeyboardInterrupt:
+        parser.exit(130, f"{parser.prog}: interrupted; the same command goes on with what is there\n")
 
 
 def command(
@@ -31,9 +44,7 @@ def command(
     parser.add_argument("--config", action=ActionConfigFile, help=f"a YAML file, e.g. one of {configs}")
     parser.add_function_arguments(function, fail_untyped=False)
     config = parser.parse_args(args)
-    try:
+    with one_line_errors(parser):
         values = parser.instantiate(config).as_dict()
         values.pop("config", None)
         return function(**values)
-    except (ValueError, OSError, ImportError) as error:
-        parser.exit(1, f"{prog}: error: {' '.join(str(unwrapped(error)).split())}\n")

@@ -23,6 +23,7 @@ from urllib.request import Request, urlopen
 import rich.progress
 from rich.console import Console
 
+from sec4sr_pl.command import one_line_errors
 from sec4sr_pl.data.manifest import DataError
 
 TRIES = 6
@@ -261,17 +262,6 @@ def _plain(member: tarfile.TarInfo, folder: str) -> tarfile.TarInfo:
     if name.is_absolute() or ".." in name.parts or not (member.isfile() or member.isdir()):
         raise DataError(f"The archive's member '{member.name}' is refused: expected plain files and folders inside it")
     return tarfile.data_filter(member, folder)
-
-
-@contextmanager
-def one_line_errors(parser: ArgumentParser) -> Iterator[None]:
-    """An error of the user ends the command with one line on stderr and status 1, an interruption with 130."""
-    try:
-        yield
-    except (ValueError, OSError) as error:
-        parser.exit(1, f"{parser.prog}: error: {' '.join(str(error).split())}\n")
-    except KeyboardInterrupt:
-        parser.exit(130, f"{parser.prog}: interrupted; the same command goes on with what is there\n")
 
 
 def main(args: list[str] | None = None) -> None:

@@ -19,7 +19,8 @@ from numpy.typing import NDArray
 from rich.console import Console
 
 from sec4sr_pl import audio
-from sec4sr_pl.data.download import Archive, fetch, one_line_errors, open_archive
+from sec4sr_pl.command import one_line_errors
+from sec4sr_pl.data.download import Archive, fetch, open_archive
 from sec4sr_pl.data.manifest import DataError
 from sec4sr_pl.files import whole
 

@@ -22,8 +22,8 @@ from rich.progress import MofNCompleteColumn, Progress
 
 from sec4sr_pl import audio
 from sec4sr_pl.checkpoint import CHECKSUMS, checksum
+from sec4sr_pl.command import one_line_errors
 from sec4sr_pl.data import SpeakerData
-from sec4sr_pl.data.download import one_line_errors
 from sec4sr_pl.data.manifest import INDEX, DataError, Utterance
 from sec4sr_pl.files import whole
 
@@ -166,7 +166,7 @@ def main(args: list[str] | None = None) -> None:
     parser.add_function_arguments(convert, fail_untyped=False)
     config = parser.parse_args(args)
     with one_line_errors(parser):
-        values = parser.instantiate_classes(config).as_dict()
+        values = parser.instantiate(config).as_dict()
         convert(**values)
         Console().print(f"{values['output']} is there: use it as --data.root", markup=False, soft_wrap=True)
 

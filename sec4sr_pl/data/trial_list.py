@@ -6,9 +6,10 @@ from jsonargparse import ArgumentParser
 from rich.console import Console
 
 from sec4sr_pl import audio
+from sec4sr_pl.command import one_line_errors
 from sec4sr_pl.data import SpeakerData
-from sec4sr_pl.data.download import one_line_errors
 from sec4sr_pl.data.trials import all_pairs
+from sec4sr_pl.files import whole
 
 
 def write(data: SpeakerData, output: Path, trials: int = 20_000, seed: int = 0) -> int:
@@ -32,7 +33,8 @@ def write(data: SpeakerData, output: Path, trials: int = 20_000, seed: int = 0) 
     found = all_pairs([*files], trials, seed)
     named = [files[utterance] for utterance in found.utterances]
     pairs = zip(found.target.tolist(), found.pairs.tolist(), strict=True)
-    output.write_text("".join(f"{int(label)} {named[one]} {named[other]}\n" for label, (one, other) in pairs))
+    with whole(output) as partial:
+        partial.write_text("".join(f"{int(label)} {named[one]} {named[other]}\n" for label, (one, other) in pairs))
     return len(found.pairs)
 
 
@@ -46,7 +48,7 @@ def main(args: list[str] | None = None) -> None:
     parser.add_function_arguments(write, fail_untyped=False)
     config = parser.parse_args(args)
     with one_line_errors(parser):
-        values = parser.instantiate_classes(config).as_dict()
+        values = parser.instantiate(config).as_dict()
         written = write(**values)
         Console().print(f"{written} trials in {values['output']}", markup=False, soft_wrap=True)
 
