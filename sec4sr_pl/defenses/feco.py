@@ -60,11 +60,12 @@ def kmeans(
         movement = (means - centers).square_().sum(2).sqrt_().masked_fill_(~real, 0.0).sum(1)
         running, centers = running & (movement.square() >= tolerance), means
         if frames.device.type == "cpu" or iteration % 8 == 7:  # seldom: it synchronizes a GPU
-            if not running.any():
+            keep = running.nonzero().squeeze(1)
+            if not len(keep):
                 break
-            if not running.all():
-                frames, valid, real, centers = frames[running], valid[running], real[running], centers[running]
-                index, assigned, running = index[running], assigned[running], running[running]
+            if len(keep) < len(running):
+                parts = (frames, valid, real, centers, index, assigned, running)
+                frames, valid, real, centers, index, assigned, running = (part[keep] for part in parts)
         found[index] = torch.where(running.unsqueeze(1), assign(frames, centers, real, distance), assigned)
     return found
 
