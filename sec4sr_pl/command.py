@@ -25,7 +25,7 @@ def one_line_errors(parser: argparse.ArgumentParser) -> Iterator[None]:
     except (ValueError, OSError, ImportError) as error:
         parser.exit(1, f"{parser.prog}: error: {' '.join(str(unwrapped(error)).split())}\n")
     except KeyboardInterrupt:
-        parser.exit(130, f"{parser.prog}: interrupted; the same command goes on with what is there\n")
+        parser.exit(130, f"{parser.prog}: interrupted; the same command starts again, or goes on where it can\n")
 
 
 def command(

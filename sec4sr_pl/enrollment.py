@@ -200,18 +200,18 @@ def strangers(cohort: SpeakerData, data: SpeakerData) -> Utterances:
     return Utterances(utterances, [REJECT] * len(utterances), cohort.resample)
 
 
-def warn_of_training(trained_on: Sequence[str], data: SpeakerData) -> None:
-    """Warn of a recognizer that was trained on speakers who calibrate or are tested.
-
-    Args:
-        trained_on: their names.
-        data: that which has neither part is not looked at.
-    """
-    others = set()
-    for part in ("calibration", "test") if trained_on else ():
+def judges(data: SpeakerData) -> set[str]:
+    """Speakers who calibrate or are tested; data may have neither part."""
+    speakers = set()
+    for part in ("calibration", "test"):
         with suppress(DataError):  # what enrollment needs of them, it will miss itself
-            others |= {utterance.speaker for utterance in data.utterances(part)}
-    if heard := sorted(others.intersection(trained_on)):
+            speakers |= {utterance.speaker for utterance in data.utterances(part)}
+    return speakers
+
+
+def warn_of_training(trained_on: Sequence[str], speakers: set[str]) -> None:
+    """Warn of a recognizer that was trained on speakers who calibrate or are tested."""
+    if heard := sorted(speakers.intersection(trained_on)):
         warnings.warn(
             f"This recognizer was trained on {len(heard)} of the speakers who calibrate or are tested: "
             f"{', '.join(heard[:5])}{', ...' if len(heard) > 5 else ''}. Its figures will be too good: train it on "
@@ -255,11 +255,14 @@ def enroll(
         came = f"{type(scorer).__name__} and {'none' if cohort is None else type(cohort).__name__}"
         raise ValueError(f"Expected a cohort for the scorer Normalized and for no other, got {came}")
     data.prepare_data()
-    warn_of_training(scorer.trained_on, data)
+    by_trials = task == "SV" and data.trial_list is not None
+    if scorer.trained_on and not by_trials:
+        warn_of_training(scorer.trained_on, judges(data))
     if isinstance(scorer, Normalized) and cohort is not None:
         scorer.take_cohort(embed(recognizer, strangers(cohort, data), batch_size, seed))
-    if task == "SV" and data.trial_list is not None:
+    if by_trials:
         trials = data.trials().check(data.trial_list)
+        warn_of_training(scorer.trained_on, trials.speakers)
         enroll_first(recognizer, trials, data.resample, batch_size, seed)
         found = calibrate(*trial_scores(recognizer, trials, data.resample, batch_size, seed), task, target_prior)
         scorer.threshold.fill_(found.threshold)
@@ -321,7 +324,7 @@ def make(
         raise ValueError("Expected either a recognizer or a checkpoint")
     made = load_recognizer(checkpoint, trusted) if recognizer is None else recognizer  # type: ignore[arg-type]
     if scorer is not None:
-        scorer.trained_on = [*made.scorer.trained_on, *scorer.trained_on]
+        scorer.trained_on = sorted({*made.scorer.trained_on, *scorer.trained_on})
     made = Recognizer(
         made.features,
         made.backbone,

@@ -22,7 +22,7 @@ from sec4sr_pl.data.base import Utterances
 from sec4sr_pl.data.manifest import Utterance, label
 from sec4sr_pl.data.trials import claim
 from sec4sr_pl.defenses import Defense
-from sec4sr_pl.enrollment import enroll_first
+from sec4sr_pl.enrollment import enroll_first, warn_of_training
 from sec4sr_pl.recognizer import Recognizer
 from sec4sr_pl.robustness import Campaign, Summary, summarize
 from sec4sr_pl.robustness.plot import plot, plot_queries
@@ -145,6 +145,9 @@ def tried(
 
     Raises:
         ValueError: trials that set its threshold.
+
+    Warns:
+        UserWarning: one of their speakers is among those on whom the recognizer was trained.
     """
     trials = data.trials().check(data.trial_list)
     before = set(recognizer.scorer.speakers)
@@ -153,6 +156,7 @@ def tried(
             f"{len(known)} enrolled utterances of {data.trial_list} also set the threshold, first '{known[0]}': enroll "
             "the checkpoint with a list of other speakers"
         )
+    warn_of_training(recognizer.scorer.trained_on, trials.speakers)
     if limit is not None:
         trials = trials.spread(limit)
     enroll_first(recognizer, trials, data.resample, batch_size, seed)

@@ -20,7 +20,7 @@ def moments(cohort_scores: Tensor, top: int | None = None) -> tuple[Tensor, Tens
         top: count the highest of them alone (adaptive normalization); None: all.
     """
     if top is not None:
-        cohort_scores = cohort_scores.topk(top, dim=-1).values
+        cohort_scores = cohort_scores.topk(min(top, cohort_scores.shape[-1]), dim=-1).values
     variance, mean = torch.var_mean(cohort_scores, -1, correction=0, keepdim=True)
     return mean, variance.clamp_min(1e-12).rsqrt()
 
@@ -64,11 +64,20 @@ class Normalized(EnrolledScorer):
         if kind not in ("z", "t", "s") or (top is not None and top < 2):
             raise ValueError(f"Expected kind 'z', 't' or 's' and a top of at least 2, got {kind!r} and {top}")
         self.scorer, self.kind, self.top, self.cohort_size = scorer, kind, top, cohort_size
-        self.embedding_size, self.trained_on = scorer.embedding_size, scorer.trained_on
+        self.embedding_size = scorer.embedding_size
         self.register_buffer("cohort", torch.zeros(cohort_size, scorer.embedding_size))
         for name in ("cohort_models", "speaker_mean", "speaker_scale"):  # they follow from cohort and models
             self.register_buffer(name, torch.empty(0), persistent=False)
         self.register_load_state_dict_post_hook(prepare_loaded)  # type: ignore[no-untyped-call]
+
+    @property
+    def trained_on(self) -> Sequence[str]:
+        """Those of the scorer, in whose description they travel."""
+        return self.scorer.trained_on
+
+    @trained_on.setter
+    def trained_on(self, names: Sequence[str]) -> None:
+        self.scorer.trained_on = names
 
     def take_cohort(self, embeddings: Tensor) -> None:
         """Normalize by these embeddings, (cohort, embedding_size), from now on; the threshold is -inf until calibrated.

@@ -99,14 +99,15 @@ class EnrolledScorer(Scorer):
     Args:
         speakers: names of the enrolled speakers.
         embedding_size: dimensions of an embedding.
+        trained_on: names of those on whose speech the recognizer was trained, where they are known.
     """
 
     models: Tensor
     """(speakers, ...): what `model` makes of each."""
 
-    def __init__(self, speakers: Sequence[str] = (), embedding_size: int = 0) -> None:
+    def __init__(self, speakers: Sequence[str] = (), embedding_size: int = 0, trained_on: Sequence[str] = ()) -> None:
         super().__init__(speakers)
-        self.embedding_size = embedding_size
+        self.embedding_size, self.trained_on = embedding_size, trained_on
         self.register_buffer("models", torch.zeros(len(self.speakers), embedding_size))
 
     def enroll(self, embeddings: Tensor, speakers: Sequence[str]) -> None:

@@ -87,6 +87,8 @@ def test_a_sample_of_all_pairs_holds_no_more_than_it_may_and_as_many_targets_as_
 
 
 def test_few_utterances_are_paired_completely() -> None:
+    with pytest.raises(DataError, match="Expected at least 2 trials, got 1"):
+        all_pairs(crowd([3, 4]), limit=1)
     assert len(all_pairs(crowd([3, 4]), limit=21).pairs) == 21 > len(all_pairs(crowd([3, 4]), limit=20).pairs)
 
 

@@ -23,6 +23,11 @@ class Trials(NamedTuple):
     target: Tensor
     """(trials,) bool, whether the speaker is the same."""
 
+    @property
+    def speakers(self) -> set[str]:
+        """Who speaks in them."""
+        return {utterance.speaker for utterance in self.utterances}
+
     def spread(self, limit: int) -> "Trials":
         """As many trials in their order, spread evenly over the list; the targets are as large a part as before.
 
@@ -204,8 +209,10 @@ def all_pairs(utterances: Sequence[Utterance], limit: int = 200_000, seed: int =
         seed: of the sample.
 
     Raises:
-        DataError: pairs of one kind only.
+        DataError: a limit below 2, or pairs of one kind only.
     """
+    if limit < 2:
+        raise DataError(f"Expected at least 2 trials, got {limit}")
     ordered = by_length(utterances)
     index = {name: place for place, name in enumerate(sorted({utterance.speaker for utterance in ordered}))}
     speakers = torch.tensor([index[utterance.speaker] for utterance in ordered])

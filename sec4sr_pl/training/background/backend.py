@@ -106,6 +106,7 @@ def train(
     Raises:
         ValueError: anything above that can't be used.
     """
+    data.prepare_data()
     recognizer, utterances = load_recognizer(checkpoint, trusted).to(find_device(device)), data.dataset("train")
     speakers = [utterance.speaker for utterance in utterances.utterances]
     check_sizes(speakers, recognizer.backbone.embedding_size, lda_size, shrinkage)  # type: ignore[arg-type]
