@@ -15,7 +15,7 @@ from sec4sr_pl.backbones import XVector
 from sec4sr_pl.checkpoint import load_recognizer, save_recognizer
 from sec4sr_pl.data import Background, SpeakerData, Spk10
 from sec4sr_pl.data.manifest import scan
-from sec4sr_pl.enrollment import judges, make
+from sec4sr_pl.enrollment import judges, make, warn_of_training
 from sec4sr_pl.features import MFCC
 from sec4sr_pl.normalization import Normalized
 from sec4sr_pl.recognizer import Recognizer
