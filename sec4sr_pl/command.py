@@ -18,18 +18,29 @@ def unwrapped(error: BaseException) -> BaseException:
 
 
 @contextmanager
-def one_line_errors(parser: argparse.ArgumentParser) -> Iterator[None]:
-    """An error of the user ends the command with one line on stderr and status 1, an interruption with 130."""
+def one_line_errors(parser: argparse.ArgumentParser, resumes: bool = True) -> Iterator[None]:
+    """An error of the user ends the command with one line on stderr and status 1, an interruption with 130.
+
+    Args:
+        parser: of the command.
+        resumes: whether the same command goes on where it was interrupted, or starts over.
+    """
     try:
         yield
     except (ValueError, OSError, ImportError) as error:
         parser.exit(1, f"{parser.prog}: error: {' '.join(str(unwrapped(error)).split())}\n")
     except KeyboardInterrupt:
-        parser.exit(130, f"{parser.prog}: interrupted; the same command starts again, or goes on where it can\n")
+        again = "goes on with what is there" if resumes else "starts over"
+        parser.exit(130, f"{parser.prog}: interrupted; the same command {again}\n")
 
 
 def command(
-    function: Callable[..., Result], prog: str, description: str, configs: str, args: list[str] | None
+    function: Callable[..., Result],
+    prog: str,
+    description: str,
+    args: list[str] | None = None,
+    configs: str | None = None,
+    resumes: bool = True,
 ) -> Result:
     """Call a function with arguments of the command line; an error of its user ends it with one line and status 1.
 
@@ -37,14 +48,16 @@ def command(
         function: its arguments may be classes, which are given as `class_path` and `init_args`.
         prog: how the command is called.
         description: what it does.
-        configs: the folder of YAML files for it.
         args: None: those of the process.
+        configs: the folder of YAML files for it, where there is one.
+        resumes: as in `one_line_errors`.
     """
     parser = ArgumentParser(prog=prog, description=description)
-    parser.add_argument("--config", action=ActionConfigFile, help=f"a YAML file, e.g. one of {configs}")
+    example = "" if configs is None else f", e.g. one of {configs}"
+    parser.add_argument("--config", action=ActionConfigFile, help=f"a YAML file of arguments{example}")
     parser.add_function_arguments(function, fail_untyped=False)
     config = parser.parse_args(args)
-    with one_line_errors(parser):
+    with one_line_errors(parser, resumes):
         values = parser.instantiate(config).as_dict()
         values.pop("config", None)
         return function(**values)

@@ -350,7 +350,12 @@ def main(args: list[str] | None = None) -> Recognizer:
         args: default: those of the process.
     """
     return command(
-        make, "python -m sec4sr_pl.enrollment", "Enroll speakers, set the threshold.", "configs/enroll", args
+        make,
+        "python -m sec4sr_pl.enrollment",
+        "Enroll speakers, set the threshold.",
+        args,
+        "configs/enroll",
+        resumes=False,
     )
 
 

@@ -253,5 +253,9 @@ def main(args: list[str] | None = None) -> Summary | None:
     """
     keep_large_blocks()
     return command(
-        evaluate, "evaluate.py", "Attack the recognizer of a checkpoint on a data set.", "configs/evaluate", args
+        evaluate,
+        "evaluate.py",
+        "Attack the recognizer of a checkpoint on a data set.",
+        args,
+        "configs/evaluate",
     )

@@ -531,7 +531,7 @@ def test_an_interruption_is_no_traceback(
     monkeypatch.setattr(download, "fetch", interrupted)
     with pytest.raises(SystemExit) as stopped:
         main(["Spk10_enroll", "--root", str(tmp_path)])
-    assert stopped.value.code == 130 and "the same command starts again" in capsys.readouterr().err
+    assert stopped.value.code == 130 and "the same command goes on" in capsys.readouterr().err
 
 
 def test_the_module_runs_and_its_help_lists_names_and_sizes(

@@ -99,6 +99,14 @@ def test_scores_are_those_of_the_formulas(name: str, kind: Kind, top: int | None
     np.testing.assert_allclose(normalized(tests).numpy(), expected, rtol=1e-4, atol=1e-4)
 
 
+def test_a_cohort_smaller_than_top_that_a_checkpoint_brings_counts_as_a_whole() -> None:
+    """Checkpoints were written so before such cohorts were refused."""
+    small, tests = ready(Cosine, "s", None), draw(5, SIZE)
+    large = Normalized(Cosine(small.speakers, SIZE), "s", COHORT + 5, COHORT)
+    large.load_state_dict(small.state_dict())
+    assert_close(large(tests), small(tests))
+
+
 @pytest.mark.parametrize(("kind", "top"), KINDS)
 def test_scores_of_plda_are_those_of_the_formulas(kind: Kind, top: int | None) -> None:
     """One of the cohort enrolled after the other, in a scorer of its own."""

@@ -92,6 +92,14 @@ def test_cw2_reaches_the_smallest_change_in_l2(task: str, targeted: bool) -> Non
     assert ratios.median() <= 1.05
 
 
+def test_cw2_comes_closer_than_its_first_steps_are_long() -> None:
+    """A rate of 0.1 that stayed what it is would leave a median of 1.02."""
+    model = Linear("CSI", False)
+    result = CW2(steps=200, learning_rate=0.1, initial_const=0.1)(model, model.waveforms, model.labels)
+    ratios = (result.waveforms - model.waveforms).norm(dim=1) / model.distance()
+    assert result.achieved.all() and ratios.median() <= 1.01
+
+
 @GOALS
 @TASKS
 @pytest.mark.parametrize(

@@ -1,6 +1,7 @@
 """Trials of a list: which files they mean, samples of them, thresholds from them, and attacks on them."""
 
 import json
+import warnings
 from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
@@ -125,6 +126,7 @@ def test_a_list_that_is_written_is_read_as_the_same_trials(
 ) -> None:
     if sharded:
         convert(VoxCeleb(voxceleb), tmp_path / "shards", ["vox1_test/wav"])
+        capsys.readouterr()
     root, output = tmp_path / "shards" if sharded else voxceleb, tmp_path / "list.txt"
     trial_list.main(["--data=VoxCeleb", f"--data.root={root}", f"--output={output}", "--trials=1000"])
     assert capsys.readouterr().out.startswith("120 trials in ")
@@ -205,6 +207,22 @@ def test_the_list_that_set_the_threshold_is_no_test(calibrated: Path, halves: Pa
     for name, count in (("calibration", 7), ("mixed", 7)):
         with pytest.raises(ValueError, match=rf"^{count} enrolled utterances of .*{name}.txt also set the threshold"):
             evaluate(calibrated, VoxCeleb(halves, trials=Path(f"{name}.txt")), [], halves / "out", "trials")
+
+
+def test_speakers_of_a_list_who_were_trained_on_are_told(calibrated: Path, halves: Path) -> None:
+    calibration, test = (VoxCeleb(halves, trials=Path(f"{name}.txt")) for name in ("calibration", "test"))
+    recognizer = load_recognizer(calibrated)
+    strangers, heard = sorted(calibration.trials().speakers), sorted(test.trials().speakers)
+    recognizer.scorer.trained_on = heard
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", UserWarning)
+        enroll(recognizer, calibration, "SV")
+    save_recognizer(recognizer, halves / "heard.ckpt")
+    with pytest.warns(UserWarning, match=f"trained on {len(heard)} of the speakers .*: {heard[0]}, "):
+        evaluate(halves / "heard.ckpt", test, [], halves / "out", "trials", max_seconds=1.0, accelerator="cpu")
+    recognizer.scorer.trained_on = strangers[:1]
+    with pytest.warns(UserWarning, match=f"trained on 1 of the speakers .*: {strangers[0]}. "):
+        enroll(recognizer, calibration, "SV")
 
 
 @pytest.mark.parametrize(

@@ -163,14 +163,16 @@ def test_what_its_user_can_mend_ends_the_command_with_one_line(
     make_recognizer: Callable[..., Recognizer],
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     save_recognizer(make_recognizer(["speaker0", "speaker1"]), tmp_path / "victim.ckpt")
     where = [f"--checkpoint={tmp_path / checkpoint}", "--data=SpeakerData", f"--data.root={voices}"]
     monkeypatch.setattr("sys.argv", ["universal.py", *where, f"--output={tmp_path / 'x.wav'}", *flags])
     with pytest.raises(SystemExit) as stop:
         runpy.run_path(inspect.getfile(train), run_name="__main__")
-    message = str(stop.value.code)  # Python writes it to stderr, and the status is 1
-    assert message.startswith("universal.py: error: ") and told in message and "\n" not in message
+    (line,) = capsys.readouterr().err.splitlines()
+    assert stop.value.code == 1 and told in line
+    assert line.startswith("python -m sec4sr_pl.robustness.universal: error: ")
 
 
 def test_on_the_shipped_recognizer_it_fools_more_unseen_utterances_than_noise(data_root: Path) -> None:

@@ -9,7 +9,10 @@ WEIGHTS = "embedding_model.ckpt"
 
 
 class HubModel(nn.Module):
-    """An embedding model of SpeechBrain's layers, which padding would reach and no mask can enter."""
+    """An embedding model of SpeechBrain's layers, which padding would reach and no mask can enter.
+
+    Each subclass has its own `pretrained`: a command line knows a classmethod by the class that it says it returns.
+    """
 
     masked = False
     network: nn.Module

@@ -16,13 +16,12 @@ import tarfile
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
-from jsonargparse import ArgumentParser
 from rich.console import Console
 from rich.progress import MofNCompleteColumn, Progress
 
 from sec4sr_pl import audio
 from sec4sr_pl.checkpoint import CHECKSUMS, checksum
-from sec4sr_pl.command import one_line_errors
+from sec4sr_pl.command import command
 from sec4sr_pl.data import SpeakerData
 from sec4sr_pl.data.manifest import INDEX, DataError, Utterance
 from sec4sr_pl.files import whole
@@ -56,6 +55,7 @@ def convert(data: SpeakerData, output: Path, splits: list[str] | None = None, me
             target = output / path.relative_to(data.root)
             target.parent.mkdir(parents=True, exist_ok=True)
             shutil.copy(path, target)
+    Console().print(f"{output} is there: use it as --data.root", markup=False, soft_wrap=True)
 
 
 def pack(utterances: Sequence[Utterance], source: Path, folder: Path, size: int) -> None:
@@ -162,13 +162,7 @@ def main(args: list[str] | None = None) -> None:
     Args:
         args: default: those of the process.
     """
-    parser = ArgumentParser(prog="python -m sec4sr_pl.data.shards", description="Pack a data set into shards.")
-    parser.add_function_arguments(convert, fail_untyped=False)
-    config = parser.parse_args(args)
-    with one_line_errors(parser):
-        values = parser.instantiate(config).as_dict()
-        convert(**values)
-        Console().print(f"{values['output']} is there: use it as --data.root", markup=False, soft_wrap=True)
+    command(convert, "python -m sec4sr_pl.data.shards", "Pack a data set into shards.", args)
 
 
 if __name__ == "__main__":

@@ -2,18 +2,17 @@
 
 from pathlib import Path
 
-from jsonargparse import ArgumentParser
 from rich.console import Console
 
 from sec4sr_pl import audio
-from sec4sr_pl.command import one_line_errors
+from sec4sr_pl.command import command
 from sec4sr_pl.data import SpeakerData
 from sec4sr_pl.data.trials import all_pairs
 from sec4sr_pl.files import whole
 
 
-def write(data: SpeakerData, output: Path, trials: int = 20_000, seed: int = 0) -> int:
-    """Pair the utterances of folders, all or a sample, half of it of one speaker; how many trials were written.
+def write(data: SpeakerData, output: Path, trials: int = 20_000, seed: int = 0) -> None:
+    """Pair the utterances of folders, all or a sample, half of it of one speaker.
 
     Args:
         data: whose --data.trial_splits are the folders, e.g. '[vox1_dev/wav]': of speakers who are neither trained on
@@ -35,7 +34,7 @@ def write(data: SpeakerData, output: Path, trials: int = 20_000, seed: int = 0) 
     pairs = zip(found.target.tolist(), found.pairs.tolist(), strict=True)
     with whole(output) as partial:
         partial.write_text("".join(f"{int(label)} {named[one]} {named[other]}\n" for label, (one, other) in pairs))
-    return len(found.pairs)
+    Console().print(f"{len(found.pairs)} trials in {output}", markup=False, soft_wrap=True)
 
 
 def main(args: list[str] | None = None) -> None:
@@ -44,13 +43,7 @@ def main(args: list[str] | None = None) -> None:
     Args:
         args: default: those of the process.
     """
-    parser = ArgumentParser(prog="python -m sec4sr_pl.data.trial_list", description="Write a list of trials.")
-    parser.add_function_arguments(write, fail_untyped=False)
-    config = parser.parse_args(args)
-    with one_line_errors(parser):
-        values = parser.instantiate(config).as_dict()
-        written = write(**values)
-        Console().print(f"{written} trials in {values['output']}", markup=False, soft_wrap=True)
+    command(write, "python -m sec4sr_pl.data.trial_list", "Write a list of trials.", args, resumes=False)
 
 
 if __name__ == "__main__":

@@ -12,6 +12,7 @@ from sec4sr_pl import audio
 from sec4sr_pl.attacks import PGD, Objective
 from sec4sr_pl.attacks.universal import learn
 from sec4sr_pl.checkpoint import load_recognizer
+from sec4sr_pl.command import command
 from sec4sr_pl.data import SpeakerData
 from sec4sr_pl.data.base import collate
 from sec4sr_pl.types import SAMPLE_RATE
@@ -71,9 +72,6 @@ def train(
 
 
 if __name__ == "__main__":
-    from jsonargparse import auto_cli
-
-    try:
-        auto_cli(train, as_positional=False)
-    except (ValueError, OSError, ImportError) as error:
-        raise SystemExit(f"universal.py: error: {' '.join(str(error).split())}") from error
+    command(
+        train, "python -m sec4sr_pl.robustness.universal", "Learn one perturbation for all utterances.", resumes=False
+    )

@@ -3,16 +3,15 @@
 By default of the speakers of background201.txt, who are in no test of Spk10.
 """
 
-import sys
 from pathlib import Path
 from typing import Literal
 
 import torch
-from jsonargparse import auto_cli
 
 from sec4sr_pl import kaldi
 from sec4sr_pl.allocator import keep_large_blocks
 from sec4sr_pl.backbones import IVector
+from sec4sr_pl.command import command
 from sec4sr_pl.enrollment import find_device
 from sec4sr_pl.features import MFCC, EnergyVAD
 from sec4sr_pl.recognizer import Recognizer
@@ -100,7 +99,4 @@ def train(
 
 if __name__ == "__main__":
     keep_large_blocks()
-    try:
-        auto_cli(train, as_positional=False)
-    except (ValueError, OSError) as error:
-        sys.exit(f"python -m sec4sr_pl.training.background: error: {' '.join(str(error).split())}")
+    command(train, "python -m sec4sr_pl.training.background", "Train an i-vector-PLDA recognizer from nothing.")

@@ -1,17 +1,16 @@
 """LDA and PLDA behind the embeddings of any recognizer: `python -m sec4sr_pl.training.background.backend`."""
 
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
 
 import torch
-from jsonargparse import auto_cli
 from rich.console import Console
 from torch import Tensor
 
 from sec4sr_pl.allocator import keep_large_blocks
 from sec4sr_pl.checkpoint import load_recognizer, save_recognizer
+from sec4sr_pl.command import command
 from sec4sr_pl.data import SpeakerData
 from sec4sr_pl.enrollment import embed, find_device
 from sec4sr_pl.recognizer import Recognizer
@@ -124,12 +123,13 @@ def main(args: list[str] | None = None) -> Recognizer:
     Args:
         args: default: those of the process.
     """
-    name = "python -m sec4sr_pl.training.background.backend"
-    try:
-        trained: Recognizer = auto_cli(train, args=args, as_positional=False, prog=name)
-    except (ValueError, OSError, ImportError) as error:
-        sys.exit(f"{name}: error: {' '.join(str(error).split())}")
-    return trained
+    return command(
+        train,
+        "python -m sec4sr_pl.training.background.backend",
+        "Train LDA and PLDA behind the embeddings of a recognizer.",
+        args,
+        resumes=False,
+    )
 
 
 if __name__ == "__main__":

@@ -36,7 +36,8 @@ def iterate(
         made_from: by name, what the model depends on beside its sizes; kept in the file too.
 
     Raises:
-        ValueError: fewer than one iteration, or a file with a model of more, of other sizes or made from other things.
+        ValueError: fewer than one iteration, or a file with a model of more, of other sizes or made from other things,
+            or which does not say.
     """
     if iterations < 1:
         raise ValueError(f"Expected at least 1 iteration, got {iterations}")
@@ -44,7 +45,9 @@ def iterate(
     known = {"sizes": [list(part.shape) for part in model], **made_from}
     if path is not None and path.exists():
         content = torch.load(path, map_location="cpu", weights_only=True)
-        history, kept, before = content["history"], content["model"], content.get("known", {})
+        history, kept, before = content["history"], content["model"], content.get("known")
+        if before is None:
+            raise ValueError(f"{path} was written before models told what they are made from: remove it to start again")
         others = [f"other {name}" for name, value in known.items() if before.get(name) != value]
         if len(history) > iterations:
             others.append(f"{len(history)} iterations, more than {iterations}")
