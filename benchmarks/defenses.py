@@ -214,6 +214,7 @@ def main(rounds: int = 11, batch: int = 16, seconds: float = 5.0) -> None:
         (MP3Variable(), ["-c:a", "libmp3lame", "-q:a", "4"], "mp3"),
         (AACConstant(), ["-c:a", "aac", "-b:a", "15000"], "adts"),
         (AACVariable(), ["-c:a", "aac", "-q:a", "0.3"], "adts"),
+        (AMR(), ["-c:a", "libvo_amrwbenc", "-b:a", "6600"], "amr"),
         (AMR(12_200), ["-c:a", "libopencore_amrnb", "-ar", "8000", "-b:a", "12200"], "amr"),
         (Speex(), ["-c:a", "libspeex", "-b:a", "11000"], "ogg"),
     ):

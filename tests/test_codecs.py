@@ -121,6 +121,7 @@ COMMANDS: dict[Callable[[], Codec], tuple[list[str], str, list[str]]] = {
     Speex: (["-c:a", "libspeex", "-b:a", "11000"], "ogg", ["-c:a", "libspeex"]),  # FFmpeg's own decoder has no filter
     broadband: (["-c:a", "libopus", "-b:a", "64000"], "ogg", []),
     narrowband: (["-c:a", "libopencore_amrnb", "-b:a", "12200", "-ar", "8000"], "amr", []),
+    AMR: (["-c:a", "libvo_amrwbenc", "-b:a", "6600"], "amr", []),
 }
 FFMPEGS = [path for path in (shutil.which("ffmpeg"), imageio_ffmpeg.get_ffmpeg_exe()) if path]
 

@@ -5,6 +5,7 @@ from typing import Literal
 
 import torch
 from torch import Tensor
+from torch.linalg import vector_norm
 from torch.nn.functional import normalize
 
 from sec4sr_pl.defenses.base import Defense
@@ -14,12 +15,28 @@ from sec4sr_pl.types import valid_mask
 Distance = Literal["L2", "cos"]
 
 
-def assign(frames: Tensor, centers: Tensor, real: Tensor, distance: Distance = "L2") -> Tensor:
-    """The nearest center of each frame, (batch, frames), among those that are (batch, centers) `real`."""
+def distances(
+    frames: Tensor, centers: Tensor, real: Tensor, distance: Distance = "L2", out: Tensor | None = None
+) -> Tensor:
+    """How far each frame is from each center, up to a number of the frame's own: (batch, frames, centers).
+
+    Centers that are not (batch, centers) `real` are infinitely far. `out` may be memory for it: fresh memory is slow.
+    """
     centers = normalize(centers, dim=2) if distance == "cos" else centers  # a frame's own norm does not matter
     squares = torch.zeros_like(centers[..., 0]) if distance == "cos" else centers.square().sum(2)
     offset = squares.masked_fill_(~real, torch.inf).unsqueeze(1)
-    return torch.baddbmm(offset, frames, centers.transpose(1, 2), alpha=-2.0).min(2).indices
+    return torch.baddbmm(offset, frames, centers.transpose(1, 2), alpha=-2.0, out=out)
+
+
+def reassign(assigned: Tensor, far: Tensor) -> Tensor:
+    """The nearest center of each frame, (batch, frames), by `distances`; where another is as near, as `assigned`.
+
+    Few frames move, and the least of a row is found much faster than where it is.
+    """
+    moves = far.gather(2, assigned.unsqueeze(2)).squeeze(2) > far.amin(2)
+    if far.device.type != "cpu":  # picking the rows would synchronize
+        return torch.where(moves, far.argmin(2), assigned)
+    return assigned.masked_scatter(moves, far[moves].argmin(1))
 
 
 def cluster_means(frames: Tensor, assigned: Tensor, valid: Tensor, size: int) -> Tensor:
@@ -51,22 +68,25 @@ def kmeans(
     """
     frames, size = frames.contiguous(), centers.shape[1]
     valid, real = valid_mask(lengths, frames.shape[1]), valid_mask(clusters, size)
-    found = assign(frames, centers, real, distance)
-    index = torch.arange(len(frames), device=frames.device)
+    far = distances(frames, centers, real, distance)
+    assigned = far.argmin(2)
+    found, index = assigned.clone(), torch.arange(len(frames), device=frames.device)
     running = torch.ones_like(index, dtype=torch.bool)
     for iteration in range(iterations):
-        assigned = found[index]
         means = cluster_means(frames, assigned, valid, size)
-        movement = (means - centers).square_().sum(2).sqrt_().masked_fill_(~real, 0.0).sum(1)
+        movement = vector_norm(means - centers, dim=2).masked_fill_(~real, 0.0).sum(1)
         running, centers = running & (movement.square() >= tolerance), means
         if frames.device.type == "cpu" or iteration % 8 == 7:  # seldom: it synchronizes a GPU
             keep = running.nonzero().squeeze(1)
-            if not len(keep):
-                break
             if len(keep) < len(running):
+                found[index] = assigned
                 parts = (frames, valid, real, centers, index, assigned, running)
                 frames, valid, real, centers, index, assigned, running = (part[keep] for part in parts)
-        found[index] = torch.where(running.unsqueeze(1), assign(frames, centers, real, distance), assigned)
+            if not len(keep):
+                break
+        nearest = reassign(assigned, distances(frames, centers, real, distance, out=far[: len(frames)]))
+        assigned = torch.where(running.unsqueeze(1), nearest, assigned)
+    found[index] = assigned
     return found
 
 
