@@ -55,7 +55,7 @@ def command(
     parser = ArgumentParser(prog=prog, description=description)
     example = "" if configs is None else f", e.g. one of {configs}"
     parser.add_argument("--config", action=ActionConfigFile, help=f"a YAML file of arguments{example}")
-    parser.add_function_arguments(function, fail_untyped=False)
+    parser.add_function_arguments(function, fail_untyped=False, sub_configs=True)
     config = parser.parse_args(args)
     with one_line_errors(parser, resumes):
         values = parser.instantiate(config).as_dict()
