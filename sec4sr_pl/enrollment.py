@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Literal, NamedTuple
 
 import torch
+from lightning_utilities.core.rank_zero import rank_zero_only
 from rich.console import Console
 from rich.progress import track
 from torch import Tensor
@@ -73,7 +74,7 @@ def embed(
         batch_size: utterances embedded at a time.
         seed: of the draws of randomized defenses.
         num_workers: processes that read ahead.
-        label: stands beside a progress bar; None: no bar.
+        label: stands beside a progress bar, on the first process; None: no bar.
 
     Raises:
         ValueError: an utterance that is too short.
@@ -85,7 +86,8 @@ def embed(
     own = torch.Generator()  # a loader draws a number that nobody needs: not from a training's generator
     loader = DataLoader(utterances, batch_size, num_workers=num_workers, collate_fn=collate, generator=own)
     embeddings = []
-    for batch in track(loader, label or "", disable=label is None):
+    hidden = label is None or getattr(rank_zero_only, "rank", 0) != 0
+    for batch in track(loader, label or "", disable=hidden):
         recognizer.check(batch.waveforms, batch.lengths, batch.names)
         if silent := [name for name, row in zip(batch.names, batch.waveforms, strict=True) if not row.any()]:
             warnings.warn(f"Nothing is to be heard in {', '.join(silent)}: all samples are 0", stacklevel=2)
@@ -150,7 +152,8 @@ def enroll_first(recognizer: Recognizer, trials: Trials, resample: bool, batch_s
     """
     scorer, utterances = enrollable(recognizer), trials.enrolled()
     threshold = scorer.threshold.clone()
-    embeddings = embed(recognizer, Utterances(utterances, [REJECT] * len(utterances), resample), batch_size, seed)
+    data = Utterances(utterances, [REJECT] * len(utterances), resample)
+    embeddings = embed(recognizer, data, batch_size, seed, label="enrollment")
     scorer.enroll(embeddings, [utterance.name for utterance in utterances])
     scorer.threshold.copy_(threshold)
 
@@ -162,7 +165,8 @@ def trial_scores(
     """The score of each trial, whose first utterances are enrolled, (trials, 1), and its label, 0 or `REJECT`."""
     tests, rows = torch.unique(trials.pairs[:, 1], return_inverse=True)
     utterances = [trials.utterances[index] for index in tests.tolist()]
-    embeddings = embed(recognizer, Utterances(utterances, [REJECT] * len(tests), resample), batch_size, seed)
+    data = Utterances(utterances, [REJECT] * len(tests), resample)
+    embeddings = embed(recognizer, data, batch_size, seed, label="calibration")
     column = {name: index for index, name in enumerate(recognizer.scorer.speakers)}
     claimed = torch.tensor([[column[trials.utterances[index].name]] for index in trials.pairs[:, 0].tolist()])
     parts = torch.split(torch.arange(len(rows)), batch_size)  # all scores would be many
@@ -259,7 +263,7 @@ def enroll(
     if scorer.trained_on and not by_trials:
         warn_of_training(scorer.trained_on, judges(data))
     if isinstance(scorer, Normalized) and cohort is not None:
-        scorer.take_cohort(embed(recognizer, strangers(cohort, data), batch_size, seed))
+        scorer.take_cohort(embed(recognizer, strangers(cohort, data), batch_size, seed, label="cohort"))
     if by_trials:
         trials = data.trials().check(data.trial_list)
         warn_of_training(scorer.trained_on, trials.speakers)
@@ -269,13 +273,14 @@ def enroll(
         return found
     data.connect(sorted({utterance.speaker for utterance in data.utterances("enroll")}))
     enrollment = data.dataset("enroll")
-    embeddings = embed(recognizer, enrollment, batch_size, seed)
+    embeddings = embed(recognizer, enrollment, batch_size, seed, label="enrollment")
     speakers = [utterance.speaker for utterance in enrollment.utterances]
     scorer.enroll(embeddings, speakers)
     if task == "CSI":
         return None
     others = data.dataset("calibration")
-    scores = [held_out_scores(scorer, embeddings, speakers), scorer(embed(recognizer, others, batch_size, seed))]
+    imposters = embed(recognizer, others, batch_size, seed, label="calibration")
+    scores = [held_out_scores(scorer, embeddings, speakers), scorer(imposters)]
     found = calibrate(torch.cat(scores).cpu(), torch.tensor(enrollment.labels + others.labels), task, target_prior)
     scorer.threshold.fill_(found.threshold)
     return found
