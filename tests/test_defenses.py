@@ -266,8 +266,6 @@ def test_an_utterance_of_a_minute_passes(row: Row) -> None:
     generator = torch.Generator().manual_seed(0)
     signal = 0.1 * torch.randn((1, size) if row.after == "waveform" else (1, size, 8), generator=generator)
     defense = row.make()
-    if isinstance(defense, FeCo):
-        defense.iterations = 2  # the cap is tested elsewhere
     leaf = signal.requires_grad_()
     output, valid = defense(leaf)
     (slope,) = torch.autograd.grad(output.square().sum(), leaf)
@@ -291,6 +289,19 @@ def test_silence_and_full_scale_stay_what_they_are(row: Row, level: float) -> No
         assert_close(output, signal[:, : int(valid[0])].detach(), rtol=1e-6, atol=1e-6, check_stride=False)
     else:  # noise, and windows that reach beyond the ends
         assert output.abs().max() <= 1.0 and output.abs().max() > 0.3
+
+
+@pytest.mark.parametrize("sick", [0, 3])
+@pytest.mark.parametrize("value", [torch.nan, torch.inf])
+def test_what_is_no_number_stays_in_its_row(row: Row, signal: tuple[Tensor, Tensor], sick: int, value: float) -> None:
+    defense = row.make()
+    clean, lengths = seeded(defense, *signal)
+    broken = signal[0].clone()
+    broken[sick, 7] = value
+    output, _ = seeded(defense, broken, signal[1])
+    assert value == torch.inf or output[sick, : lengths[sick]].isnan().any()  # a median or a clamp may take it away
+    others = torch.arange(len(output)) != sick
+    assert_close(output[others], clean[others])
 
 
 def test_the_minimum_input_is_exact(row: Row) -> None:

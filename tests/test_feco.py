@@ -1,5 +1,6 @@
 """Feature compression: k-means over frames, beside Lloyd's algorithm by hand and scikit-learn's."""
 
+import math
 from collections.abc import Callable
 from fractions import Fraction
 from typing import Literal
@@ -13,11 +14,11 @@ from test_defenses import seeded
 from torch import Tensor
 from torch.testing import assert_close
 
-from sec4sr_pl.backbones import AudioNet
+from sec4sr_pl.backbones import XVector
 from sec4sr_pl.defenses import Defense, FeCo, Shuffle, WarpedFeCo
 from sec4sr_pl.defenses import feco as feco_module
 from sec4sr_pl.defenses.feco import Distance
-from sec4sr_pl.features import FrontEnd, LogMel
+from sec4sr_pl.features import MFCC, EnergyVAD
 from sec4sr_pl.recognizer import Recognizer
 from sec4sr_pl.scoring import ClosedSet
 from sec4sr_pl.types import valid_mask
@@ -185,13 +186,13 @@ def test_kmeans_is_the_algorithm_of_lloyd_as_scikit_learn_runs_it(
 
 
 def test_kmeans_treats_a_row_in_a_batch_as_alone(frames: tuple[Tensor, Tensor], spy: Spy) -> None:
-    _, clusters = FeCo()(*frames)
-    iterations = []
+    _, clusters = FeCo(tolerance=1.0)(*frames)
+    together, iterations = spy.assigned, []
     for row in range(8):
         length, count = frames[1][row : row + 1], clusters[row : row + 1]
         own, start = spy.frames[row : row + 1, : int(length)], spy.centers[row : row + 1, : int(count)]
-        assigned = [spy.kmeans(own, length, start, count, limit, 1e-4) for limit in range(51)]
-        assert (assigned[-1][0] == spy.assigned[row, : int(length)]).float().mean() > 0.99
+        assigned = [spy.kmeans(own, length, start, count, limit, 1.0) for limit in range(51)]
+        assert torch.equal(assigned[-1][0], together[row, : int(length)])
         iterations.append(next(i for i, labels in enumerate(assigned) if torch.equal(labels, assigned[-1])))
     assert len(set(iterations)) > 1  # they stop at different times, each by itself
 
@@ -203,6 +204,31 @@ def test_kmeans_stops_at_its_cap_and_at_its_tolerance(frames: tuple[Tensor, Tens
     assert torch.equal(spy.kmeans(*arguments, 0, 0.0), first)
     assert torch.equal(spy.kmeans(*arguments, 50, 1e9), first)
     assert not torch.equal(spy.kmeans(*arguments, 1, 0.0), first)
+
+
+@pytest.mark.parametrize(("tolerance", "expected"), [(13.0, [0, 0, 0, 1, 1, 1]), (13.3, [0, 0, 0, 0, 1, 1])])
+def test_the_tolerance_is_of_the_squared_sum_of_movements(tolerance: float, expected: list[int]) -> None:
+    frames = torch.tensor([0.0, 0.0, 0.0, 4.9, 5.2, 10.0])[None, :, None]
+    centers = torch.tensor([0.0, 10.0])[None, :, None]  # they move by 1.225 and 2.4, the square of the sum is 13.1
+    assigned = feco_module.kmeans(frames, torch.tensor([6]), centers, torch.tensor([2]), 50, tolerance)
+    assert assigned[0].tolist() == expected
+
+
+def test_a_frame_leaves_its_center_only_for_a_nearer_one() -> None:
+    far = torch.tensor([[[2.0, 2.0, 3.0], [2.0, 2.0, 1.0], [2.0, 1.0, 1.0]]])
+    assert feco_module.reassign(torch.tensor([[1, 1, 0]]), far).tolist() == [[1, 2, 1]]
+
+
+@pytest.mark.parametrize("make", [FeCo, WarpedFeCo])
+def test_half_precision_counts_and_measures_in_single(
+    make: Callable[..., Defense], frames: tuple[Tensor, Tensor]
+) -> None:
+    many = torch.full((1, 1_000, 4), 3.0, dtype=torch.bfloat16)  # which counts no further than 256
+    assert (make(0.0001)(many)[0] == 3.0).all()
+    short = frames[0].bfloat16()
+    output, _ = seeded(make(), short, frames[1])
+    assert output.dtype == torch.bfloat16
+    assert torch.equal(output, seeded(make(), short.float(), frames[1])[0].bfloat16())
 
 
 @pytest.mark.parametrize("ratio", [0.2, 0.5, 1.0])
@@ -320,6 +346,9 @@ def test_shuffling_takes_each_order_equally_often() -> None:
         (lambda: FeCo(order="none"), r"order to be 'cluster' or 'time', got 'none'"),  # type: ignore[arg-type]
         (lambda: WarpedFeCo(init="tz"), r"init to be 'ts' or 'random', got 'tz'"),  # type: ignore[arg-type]
         (lambda: WarpedFeCo(1.5), r"a ratio in \(0, 1\], got 1.5"),
+        (lambda: WarpedFeCo(sweeps=-1), "sweeps >= 0, got -1"),
+        (lambda: FeCo(iterations=-5), "iterations and tolerance >= 0, got -5 and 0.0001"),
+        (lambda: FeCo(tolerance=math.nan), "iterations and tolerance >= 0, got 50 and nan"),
     ],
 )
 def test_words_without_meaning_are_refused(make: Callable[[], Defense], told: str) -> None:
@@ -333,22 +362,22 @@ def test_what_acts_on_frames_refuses_samples(make: Callable[..., Defense]) -> No
         make(after="waveform")
 
 
+@pytest.mark.parametrize("vad", [None, EnergyVAD(fewest=40)], ids=["all frames", "voiced frames"])
 @pytest.mark.parametrize("make", [FeCo, Shuffle, WarpedFeCo])
 @pytest.mark.parametrize("stage", ["raw", "delta", "cmvn", "final"])
 def test_feature_compression_acts_at_every_stage_of_a_front_end(
-    make: Callable[..., Defense], stage: str, speech: Speech
+    make: Callable[..., Defense], stage: str, vad: EnergyVAD | None, speech: Speech
 ) -> None:
-    class Half(torch.nn.Module):
-        def minimum_input(self, frames: int) -> int:
-            return frames
-
-        def forward(self, signal: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
-            return 0.5 * signal, lengths
-
-    stages = {"raw": LogMel().stages["raw"], "delta": Half(), "cmvn": Half(), "final": Half()}
-    chain = Recognizer(FrontEnd(stages), AudioNet(), ClosedSet(32, 2), [make(after=stage)]).chain()
+    waveforms, lengths = speech[0].repeat(1, 2), speech[1] + speech[0].shape[1]
+    defense = make(after=stage) if make is Shuffle else make(0.9, after=stage)
+    recognizer = Recognizer(MFCC(vad=vad), XVector(72, 16, 24, 12), ClosedSet(12, 2), [defense]).eval()
+    chain = recognizer.chain()
+    names = list(recognizer.features.stages)
     order = [module.after if isinstance(module, Defense) else name for name, module in zip("abcde", chain, strict=True)]
-    assert order.index(stage) == list(stages).index(stage) + 1
-    defense = make(after=stage)
-    signal, lengths = stages["raw"](*speech)
-    assert seeded(defense, signal, lengths)[0].isfinite().all()
+    assert order.index(stage) == names.index(stage) + 1
+    recognizer.seed(0)
+    scores = recognizer(waveforms, lengths)
+    recognizer.seed(0)
+    alone = recognizer(waveforms[:1, : lengths[0]], lengths[:1])  # the first row keeps its draws
+    assert scores.isfinite().all() and scores.std(0).min() > 0
+    assert_close(scores[:1], alone, rtol=1e-3, atol=1e-4)

@@ -41,14 +41,15 @@ def reassign(assigned: Tensor, far: Tensor) -> Tensor:
 
 def cluster_means(frames: Tensor, assigned: Tensor, valid: Tensor, size: int) -> Tensor:
     """Means of clusters, (batch, size, dims), differentiable; an empty cluster i gives frame i."""
-    batch, dims = len(frames), frames.shape[2]
+    batch, dims, dtype = len(frames), frames.shape[2], frames.dtype
+    frames = frames.to(torch.promote_types(dtype, torch.float32))  # half precision can't count
     first = size * torch.arange(batch, device=frames.device).unsqueeze(1)
     index = torch.where(valid, assigned + first, batch * size).flatten()  # padding goes to a row that is thrown away
     counts = frames.new_zeros(batch * size + 1).index_add_(0, index, frames.new_ones(len(index)))
     counts = counts[:-1].reshape(batch, size, 1)
     sums = frames.new_zeros(batch * size + 1, dims).index_add_(0, index, frames.reshape(-1, dims))
     means = sums[:-1].reshape(batch, size, dims) / counts.clamp_min(1)
-    return torch.where(counts > 0, means, frames[:, :size])
+    return torch.where(counts > 0, means, frames[:, :size]).to(dtype)
 
 
 @torch.no_grad()
@@ -153,14 +154,15 @@ class FeCo(Compression):
     Args:
         ratio: clusters a frame, in (0, 1]. 0.2 is the paper's choice at `raw`, its code has 0.5.
         after: the stage whose frames are compressed: `raw`, `delta`, `cmvn` or `final`.
-        iterations: the most iterations of Lloyd's algorithm.
+        iterations: how often the centers move at most.
         tolerance: an utterance stops when the squared sum of its centers' movements is below it.
         distance: `L2`, or `cos`: to the center in the most similar direction; centers are plain means in either case.
         start: `random` frames, or frames `uniform` in time, which draws nothing.
         order: of the output: by `cluster`, so that of the start, or by the mean `time` of the clusters' frames.
 
     Raises:
-        ValueError: a ratio outside (0, 1], a word that is none of those above, or samples instead of frames.
+        ValueError: a ratio outside (0, 1], a negative iterations or tolerance, a word that is none of those above, or
+            samples instead of frames.
 
     Source: Chen et al., "Towards understanding and mitigating audio adversarial examples for speaker recognition",
     2022.
@@ -180,6 +182,8 @@ class FeCo(Compression):
         one_of("distance", distance, ("L2", "cos"))
         one_of("start", start, ("random", "uniform"))
         one_of("order", order, ("cluster", "time"))
+        if iterations < 0 or not tolerance >= 0.0:
+            raise ValueError(f"Expected iterations and tolerance >= 0, got {iterations} and {tolerance}")
         self.iterations, self.tolerance = iterations, tolerance
         self.distance, self.start, self.order = distance, start, order
         self.randomized = start == "random"

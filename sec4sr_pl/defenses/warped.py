@@ -109,7 +109,7 @@ class WarpedFeCo(Compression):
         sweeps: the most sweeps.
 
     Raises:
-        ValueError: a ratio outside (0, 1], another `init`, or samples instead of frames.
+        ValueError: a ratio outside (0, 1], another `init`, negative sweeps, or samples instead of frames.
 
     Source: Leiva and Vidal, "Warped k-means: An algorithm to cluster sequentially-distributed data", 2013; Chen et al.,
     "Towards understanding and mitigating audio adversarial examples for speaker recognition", 2022.
@@ -120,6 +120,8 @@ class WarpedFeCo(Compression):
     ) -> None:
         super().__init__(ratio, after)
         one_of("init", init, ("ts", "random"))
+        if sweeps < 0:
+            raise ValueError(f"Expected sweeps >= 0, got {sweeps}")
         self.init, self.sweeps = init, sweeps
         self.randomized = init == "random"
 
@@ -129,7 +131,7 @@ class WarpedFeCo(Compression):
         valid = valid_mask(lengths, frames)
         starts = self.starts(mask_padding(signal.detach(), lengths), lengths, segments, size)
         index = torch.arange(frames, device=starts.device).repeat(len(starts), 1)
-        assigned = torch.searchsorted(starts, index, right=True) - 1
+        assigned = (torch.searchsorted(starts, index, right=True) - 1).clamp_min(0)  # NaN has no first run
         return cluster_means(signal, assigned, valid, size), segments
 
     @torch.no_grad()
