@@ -20,7 +20,7 @@ from sec4sr_pl.checkpoint import load_recognizer, save_recognizer
 from sec4sr_pl.command import command
 from sec4sr_pl.data import SpeakerData
 from sec4sr_pl.data.base import Utterances, collate
-from sec4sr_pl.data.manifest import DataError
+from sec4sr_pl.data.manifest import DataError, shortened
 from sec4sr_pl.data.trials import Trials
 from sec4sr_pl.defenses import Defense
 from sec4sr_pl.draws import key
@@ -97,10 +97,18 @@ def embed(
 
 
 @torch.no_grad()
-def held_out_scores(scorer: EnrolledScorer, embeddings: Tensor, speakers: Sequence[str]) -> Tensor:
+def held_out_scores(
+    scorer: EnrolledScorer, embeddings: Tensor, speakers: Sequence[str], tested: Tensor | None = None
+) -> Tensor:
     """Scores of enrollment utterances against models that they have no part in, (utterances, speakers).
 
     In turn k the k-th utterance of each speaker who has so many is held out. Models of the others are of all theirs.
+
+    Args:
+        scorer: stays as it is.
+        embeddings: (utterances, embedding), of which the models are made.
+        speakers: of each utterance.
+        tested: embeddings of the same utterances, e.g. shortened, to be scored; None: the same.
 
     Raises:
         ValueError: a speaker with one utterance.
@@ -118,7 +126,7 @@ def held_out_scores(scorer: EnrolledScorer, embeddings: Tensor, speakers: Sequen
     for turn in range(max(turns) + 1):
         out, rest = ([row for row, own in enumerate(turns) if (own == turn) is held] for held in (True, False))
         others.enroll(embeddings[rest], [speakers[row] for row in rest])
-        scores[out] = others(embeddings[out])
+        scores[out] = others((embeddings if tested is None else tested)[out])
     return scores
 
 
@@ -160,11 +168,16 @@ def enroll_first(recognizer: Recognizer, trials: Trials, resample: bool, batch_s
 
 @torch.no_grad()
 def trial_scores(
-    recognizer: Recognizer, trials: Trials, resample: bool, batch_size: int = 16, seed: int = 0
+    recognizer: Recognizer,
+    trials: Trials,
+    resample: bool,
+    batch_size: int = 16,
+    seed: int = 0,
+    max_seconds: float | None = None,
 ) -> tuple[Tensor, Tensor]:
     """The score of each trial, whose first utterances are enrolled, (trials, 1), and its label, 0 or `REJECT`."""
     tests, rows = torch.unique(trials.pairs[:, 1], return_inverse=True)
-    utterances = [trials.utterances[index] for index in tests.tolist()]
+    utterances = shortened((trials.utterances[index] for index in tests.tolist()), max_seconds)
     data = Utterances(utterances, [REJECT] * len(tests), resample)
     embeddings = embed(recognizer, data, batch_size, seed, label="calibration")
     column = {name: index for index, name in enumerate(recognizer.scorer.speakers)}
@@ -232,6 +245,7 @@ def enroll(
     batch_size: int = 16,
     seed: int = 0,
     cohort: SpeakerData | None = None,
+    max_seconds: float | None = None,
 ) -> Calibration | None:
     """Enroll the speakers of the data's part `enroll` in a recognizer, and set its threshold, through its defenses.
 
@@ -247,6 +261,7 @@ def enroll(
         batch_size: utterances embedded at a time.
         seed: of the draws of randomized defenses.
         cohort: its training utterances normalize the scores of a scorer that is `Normalized`.
+        max_seconds: of each utterance whose scores set the threshold; models are of whole utterances.
 
     Raises:
         ValueError: a scorer that can't be enrolled, or utterances that can't be used.
@@ -268,7 +283,8 @@ def enroll(
         trials = data.trials().check(data.trial_list)
         warn_of_training(scorer.trained_on, trials.speakers)
         enroll_first(recognizer, trials, data.resample, batch_size, seed)
-        found = calibrate(*trial_scores(recognizer, trials, data.resample, batch_size, seed), task, target_prior)
+        made = trial_scores(recognizer, trials, data.resample, batch_size, seed, max_seconds)
+        found = calibrate(*made, task, target_prior)
         scorer.threshold.fill_(found.threshold)
         return found
     data.connect(sorted({utterance.speaker for utterance in data.utterances("enroll")}))
@@ -278,10 +294,13 @@ def enroll(
     scorer.enroll(embeddings, speakers)
     if task == "CSI":
         return None
-    others = data.dataset("calibration")
-    imposters = embed(recognizer, others, batch_size, seed, label="calibration")
-    scores = [held_out_scores(scorer, embeddings, speakers), scorer(imposters)]
-    found = calibrate(torch.cat(scores).cpu(), torch.tensor(enrollment.labels + others.labels), task, target_prior)
+    labels, calibration = [], []
+    for part in (enrollment, data.dataset("calibration")):
+        short = Utterances(shortened(part.utterances, max_seconds), part.labels, part.resample)
+        calibration.append(embed(recognizer, short, batch_size, seed, label="calibration"))
+        labels += part.labels
+    scores = [held_out_scores(scorer, embeddings, speakers, calibration[0]), scorer(calibration[1])]
+    found = calibrate(torch.cat(scores).cpu(), torch.tensor(labels), task, target_prior)
     scorer.threshold.fill_(found.threshold)
     return found
 
@@ -298,6 +317,7 @@ def make(
     target_prior: float | None = None,
     batch_size: int = 16,
     seed: int = 0,
+    max_seconds: float | None = None,
     device: str = "cpu",
     trusted: Sequence[str] = ("sec4sr_pl",),
 ) -> Recognizer:
@@ -319,6 +339,8 @@ def make(
             both errors are equal.
         batch_size: utterances embedded at a time.
         seed: of the draws of randomized defenses.
+        max_seconds: of each utterance whose scores set the threshold, where tests are as short (`evaluate.py
+            --max_seconds`); default: all of it. Models are made of whole utterances.
         device: cpu, cuda, ...
         trusted: packages whose classes the checkpoint may name.
 
@@ -336,7 +358,7 @@ def make(
         made.scorer if scorer is None else scorer,
         list(made.defenses) if defenses is None else defenses,  # type: ignore[arg-type]
     ).to(find_device(device))
-    calibration = enroll(made, data, task, target_prior, batch_size, seed, cohort)
+    calibration = enroll(made, data, task, target_prior, batch_size, seed, cohort, max_seconds)
     save_recognizer(made, output)
     text = f"Enrolled {len(made.scorer.speakers)} speakers in {output}."
     if calibration is not None:

@@ -19,7 +19,7 @@ from sec4sr_pl.checkpoint import checksum, load_recognizer
 from sec4sr_pl.command import command
 from sec4sr_pl.data import SpeakerData
 from sec4sr_pl.data.base import Utterances
-from sec4sr_pl.data.manifest import Utterance, label
+from sec4sr_pl.data.manifest import Utterance, label, shortened
 from sec4sr_pl.data.trials import claim
 from sec4sr_pl.defenses import Defense
 from sec4sr_pl.enrollment import enroll_first, warn_of_training
@@ -31,7 +31,6 @@ from sec4sr_pl.robustness.tables import write_summary
 from sec4sr_pl.robustness.targets import Goal
 from sec4sr_pl.robustness.terminal import show
 from sec4sr_pl.scoring import EnrolledScorer
-from sec4sr_pl.types import SAMPLE_RATE
 
 
 def evaluate(
@@ -179,10 +178,7 @@ def selected(utterances: list[Utterance], limit: int | None, max_seconds: float 
     """As many utterances, spread evenly, and as much of each."""
     if limit is not None and limit < len(utterances):
         utterances = [utterances[i * len(utterances) // limit] for i in range(limit)]
-    if max_seconds is not None:
-        samples = round(max_seconds * SAMPLE_RATE)
-        utterances = [u._replace(frames=min(u.frames, samples)) for u in utterances]
-    return utterances
+    return shortened(utterances, max_seconds)
 
 
 def report(campaign: Campaign, output: Path, target_prior: float) -> Summary:

@@ -139,6 +139,20 @@ def test_a_ready_recognizer_comes_out(recognizer: Recognizer, voices: Path) -> N
     assert not torch.allclose(recognizer.scorer(own), scores[:5], atol=1e-4)
 
 
+def test_short_utterances_set_the_threshold_of_models_of_whole_ones(recognizer: Recognizer, voices: Path) -> None:
+    data = Spk10(voices)
+    calibration = enroll(recognizer, data, max_seconds=0.2)
+    parts = [[waveform[None] for waveform, _, _ in data.dataset(part)] for part in ("enroll", "calibration")]
+    whole = torch.cat([recognizer.embed(waveform) for waveform in parts[0]])
+    own, others = (torch.cat([recognizer.embed(waveform[:, :3_200]) for waveform in part]) for part in parts)
+    names = ["ann"] * 2 + ["bob"] * 3
+    scores = torch.cat([held_out_scores(Cosine(), whole, names, own), recognizer.scorer(others)])
+    assert calibration == pytest.approx(
+        calibrate(scores, torch.tensor([0, 0, 1, 1, 1] + [REJECT] * 4), "OSI"), abs=1e-6
+    )
+    assert calibration.threshold != pytest.approx(enroll(recognizer, data).threshold, abs=1e-4)  # type: ignore[union-attr]
+
+
 def test_the_test_set_has_no_say(recognizer: Recognizer, voices: Path) -> None:
     first = enroll(recognizer, Spk10(voices))
     other = (voices / "Spk10_enroll" / "ann" / "enroll-ann-0.wav").read_bytes()

@@ -259,3 +259,17 @@ def label(utterances: Sequence[Utterance], speakers: Sequence[str], closed: bool
             f"{', '.join(list(index)[:5])}{', ...' if len(index) > 5 else ''}. A closed set must know all"
         )
     return [index.get(utterance.speaker, REJECT) for utterance in utterances]
+
+
+def shortened(utterances: Iterable[Utterance], max_seconds: float | None) -> list[Utterance]:
+    """The first so many seconds of each utterance; None: all of it.
+
+    Raises:
+        ValueError: no length.
+    """
+    if max_seconds is None:
+        return [*utterances]
+    samples = round(max_seconds * SAMPLE_RATE)
+    if samples < 1:
+        raise ValueError(f"Expected max_seconds above 0, got {max_seconds}")
+    return [utterance._replace(frames=min(utterance.frames, samples)) for utterance in utterances]
