@@ -1,6 +1,7 @@
 """The worst of the gradients that stand for a missing one."""
 
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -96,6 +97,21 @@ def test_chosen_members_are_named_and_alone(defended: Recognizer, speech: Speech
     assert attack.name == "Adaptive-PGD-2-identity" and Adaptive(PGD()).name == "Adaptive-PGD-10"
     result = attack(defended, waveforms, labels, lengths, Objective(confidence=1e6))
     assert result.queries.tolist() == [3 + 2 * 3 + 1] * len(waveforms)
+
+
+def test_queries_too_start_from_the_utterance_and_from_the_oblivious_example(
+    defended: Recognizer, speech: Speech, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    waveforms, lengths = speech
+    labels, starts, descend = defended(waveforms, lengths).argmax(1), [], PGD.descend
+
+    def watched(attack: PGD, score: Recognizer, start: Tensor, *rest: Any) -> Tensor:
+        starts.append((isinstance(attack.source, NES), torch.equal(start, waveforms)))
+        return descend(attack, score, start, *rest)
+
+    monkeypatch.setattr(PGD, "descend", watched)
+    Adaptive(PGD(steps=2), ["NES"], FEW)(defended, waveforms, labels, lengths, Objective(confidence=1e6))
+    assert starts == [(False, True), (True, True), (True, False)]
 
 
 def test_an_utterance_that_falls_is_not_attacked_further(make_recognizer: MakeRecognizer, speech: Speech) -> None:
