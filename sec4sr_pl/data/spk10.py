@@ -12,6 +12,8 @@ class Spk10(SpeakerData):
 
     Parts are `enroll`, `calibration` (imposters, from whom thresholds come) and `test` (enrolled speakers and other
     imposters). Every second imposter is for calibration, in the order of their numbers, so that no voice is in both.
+    Another imposter shifts the halves: a recognizer remembers on whom it was calibrated, and evaluation refuses to test
+    them.
 
     Args:
         root: holds the splits; default: the variable SEC4SR_DATA, else `data`.
