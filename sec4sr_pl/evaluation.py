@@ -33,6 +33,7 @@ from sec4sr_pl.robustness.tables import write_summary
 from sec4sr_pl.robustness.targets import Goal
 from sec4sr_pl.robustness.terminal import show
 from sec4sr_pl.scoring import EnrolledScorer, Scorer
+from sec4sr_pl.types import REJECT
 
 
 def evaluate(
@@ -91,11 +92,19 @@ def evaluate(
 
     Raises:
         ValueError: anything above that can't be used, before other processes are started.
+
+    Warns:
+        UserWarning: no enrolled speaker is among those who are tested.
     """
     if threads < 1 or not 0.0 < target_prior < 1.0:
         raise ValueError(f"Expected threads >= 1, got {threads}, and target_prior in (0, 1), got {target_prior}")
     fabric = processes(accelerator, devices, num_nodes)
     recognizer = load_recognizer(checkpoint, trusted)
+    if not recognizer.scorer.speakers:
+        raise ValueError(
+            f"Nobody is enrolled in {checkpoint}: make a recognizer that is ready with "
+            f"python -m sec4sr_pl.enrollment --checkpoint {checkpoint}"
+        )
     if defenses is not None:
         if isinstance(recognizer.scorer, EnrolledScorer):
             raise ValueError(
@@ -118,6 +127,12 @@ def evaluate(
         utterances = selected(data.utterances(part), limit, max_seconds)
         check_strangers(recognizer.scorer, {utterance.speaker for utterance in utterances}, f"the part {part}")
         labels = label(utterances, recognizer.scorer.speakers, closed and not data.open_set)
+        if utterances and max(labels) == REJECT:
+            warnings.warn(
+                f"None of the {len(recognizer.scorer.speakers)} enrolled speakers is heard in the part {part}: all are "
+                "imposters, and the figures tell of their rejection alone. Evaluate it on data with its speakers",
+                stacklevel=2,
+            )
         if claims:
             utterances, labels = everybody(utterances, labels, recognizer.scorer.speakers)
     campaign = Campaign(

@@ -290,14 +290,24 @@ class PLDA(EnrolledScorer):
         """As in the base; the size of an embedding is the models'.
 
         Raises:
-            ValueError: also for embeddings of another size.
+            ValueError: also for embeddings of another size, and models that nobody trained.
         """
         if embeddings.shape[-1:] != self.center.shape:
             raise ValueError(
                 f"Expected embeddings of {len(self.center)} dimensions, which the models of this PLDA are for, "
                 f"got {tuple(embeddings.shape)}"
             )
+        if self._untrained():
+            raise ValueError(
+                "This PLDA is untrained, so its scores say nothing: train it behind a recognizer with "
+                "python -m sec4sr_pl.training.background.backend, or load Kaldi's files with PLDA.from_kaldi"
+            )
         super().enroll(embeddings, speakers)
+
+    def _untrained(self) -> bool:
+        """Whether LDA and psi are those of the constructor."""
+        lda, psi = torch.eye(*self.lda.shape).to(self.lda), torch.ones_like(self.psi)
+        return torch.equal(self.lda, lda) and torch.equal(self.psi, psi)
 
     def project(self, embeddings: Tensor, utterances: int = 1) -> Tensor:
         """(..., embedding_size) means of so many utterances -> (..., size) in PLDA's basis."""
