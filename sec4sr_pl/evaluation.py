@@ -125,7 +125,6 @@ def evaluate(
     else:
         data.connect(recognizer.scorer.speakers)
         utterances = selected(data.utterances(part), limit, max_seconds)
-        check_strangers(recognizer.scorer, {utterance.speaker for utterance in utterances}, f"the part {part}")
         labels = label(utterances, recognizer.scorer.speakers, closed and not data.open_set)
         if utterances and max(labels) == REJECT:
             warnings.warn(
@@ -133,6 +132,7 @@ def evaluate(
                 "imposters, and the figures tell of their rejection alone. Evaluate it on data with its speakers",
                 stacklevel=2,
             )
+        check_strangers(recognizer.scorer, {utterance.speaker for utterance in utterances}, f"the part {part}")
         if claims:
             utterances, labels = everybody(utterances, labels, recognizer.scorer.speakers)
     campaign = Campaign(
