@@ -153,17 +153,18 @@ def calibrate(scores: Tensor, labels: Tensor, task: Task, target_prior: float | 
 
 
 def enroll_first(recognizer: Recognizer, trials: Trials, resample: bool, batch_size: int = 16, seed: int = 0) -> None:
-    """Enroll the first utterance of each trial as a speaker of its own, under its name; the threshold stays.
+    """Enroll the first utterance of each trial as a speaker of its own, under its name; threshold and its origin stay.
 
     Raises:
         ValueError: a scorer that can't be enrolled, or utterances that can't be used.
     """
     scorer, utterances = enrollable(recognizer), trials.enrolled()
-    threshold = scorer.threshold.clone()
+    threshold, calibrated_on = scorer.threshold.clone(), scorer.calibrated_on
     data = Utterances(utterances, [REJECT] * len(utterances), resample)
     embeddings = embed(recognizer, data, batch_size, seed, label="enrollment")
     scorer.enroll(embeddings, [utterance.name for utterance in utterances])
     scorer.threshold.copy_(threshold)
+    scorer.calibrated_on = calibrated_on
 
 
 @torch.no_grad()
@@ -278,7 +279,9 @@ def enroll(
     if scorer.trained_on and not by_trials:
         warn_of_training(scorer.trained_on, judges(data))
     if isinstance(scorer, Normalized) and cohort is not None:
-        scorer.take_cohort(embed(recognizer, strangers(cohort, data), batch_size, seed, label="cohort"))
+        others = strangers(cohort, data)
+        embeddings = embed(recognizer, others, batch_size, seed, label="cohort")
+        scorer.take_cohort(embeddings, [utterance.speaker for utterance in others.utterances])
     if by_trials:
         trials = data.trials().check(data.trial_list)
         warn_of_training(scorer.trained_on, trials.speakers)
@@ -286,6 +289,7 @@ def enroll(
         made = trial_scores(recognizer, trials, data.resample, batch_size, seed, max_seconds)
         found = calibrate(*made, task, target_prior)
         scorer.threshold.fill_(found.threshold)
+        scorer.calibrated_on = sorted(trials.speakers)
         return found
     data.connect(sorted({utterance.speaker for utterance in data.utterances("enroll")}))
     enrollment = data.dataset("enroll")
@@ -294,14 +298,15 @@ def enroll(
     scorer.enroll(embeddings, speakers)
     if task == "CSI":
         return None
-    labels, calibration = [], []
-    for part in (enrollment, data.dataset("calibration")):
+    labels, calibration, imposters = [], [], data.dataset("calibration")
+    for part in (enrollment, imposters):
         short = Utterances(shortened(part.utterances, max_seconds), part.labels, part.resample)
         calibration.append(embed(recognizer, short, batch_size, seed, label="calibration"))
         labels += part.labels
     scores = [held_out_scores(scorer, embeddings, speakers, calibration[0]), scorer(calibration[1])]
     found = calibrate(torch.cat(scores).cpu(), torch.tensor(labels), task, target_prior)
     scorer.threshold.fill_(found.threshold)
+    scorer.calibrated_on = sorted({utterance.speaker for utterance in imposters.utterances})
     return found
 
 

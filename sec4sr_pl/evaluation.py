@@ -1,6 +1,7 @@
 """The command line of evaluation: attack a checkpoint's recognizer, and print the table and where it lies."""
 
 import os
+import warnings
 from collections.abc import Sequence
 from datetime import timedelta
 from pathlib import Path
@@ -23,6 +24,7 @@ from sec4sr_pl.data.manifest import Utterance, label, shortened
 from sec4sr_pl.data.trials import claim
 from sec4sr_pl.defenses import Defense
 from sec4sr_pl.enrollment import enroll_first, warn_of_training
+from sec4sr_pl.normalization import Normalized
 from sec4sr_pl.recognizer import Recognizer
 from sec4sr_pl.robustness import Campaign, Summary, summarize
 from sec4sr_pl.robustness.plot import plot, plot_queries
@@ -30,7 +32,8 @@ from sec4sr_pl.robustness.queries import query_curves
 from sec4sr_pl.robustness.tables import write_summary
 from sec4sr_pl.robustness.targets import Goal
 from sec4sr_pl.robustness.terminal import show
-from sec4sr_pl.scoring import EnrolledScorer
+from sec4sr_pl.scoring import EnrolledScorer, Scorer
+from sec4sr_pl.types import REJECT
 
 
 def evaluate(
@@ -89,11 +92,19 @@ def evaluate(
 
     Raises:
         ValueError: anything above that can't be used, before other processes are started.
+
+    Warns:
+        UserWarning: no enrolled speaker is among those who are tested.
     """
     if threads < 1 or not 0.0 < target_prior < 1.0:
         raise ValueError(f"Expected threads >= 1, got {threads}, and target_prior in (0, 1), got {target_prior}")
     fabric = processes(accelerator, devices, num_nodes)
     recognizer = load_recognizer(checkpoint, trusted)
+    if not recognizer.scorer.speakers:
+        raise ValueError(
+            f"Nobody is enrolled in {checkpoint}: make a recognizer that is ready with "
+            f"python -m sec4sr_pl.enrollment --checkpoint {checkpoint}"
+        )
     if defenses is not None:
         if isinstance(recognizer.scorer, EnrolledScorer):
             raise ValueError(
@@ -115,6 +126,13 @@ def evaluate(
         data.connect(recognizer.scorer.speakers)
         utterances = selected(data.utterances(part), limit, max_seconds)
         labels = label(utterances, recognizer.scorer.speakers, closed and not data.open_set)
+        if utterances and max(labels) == REJECT:
+            warnings.warn(
+                f"None of the {len(recognizer.scorer.speakers)} enrolled speakers is heard in the part {part}: all are "
+                "imposters, and the figures tell of their rejection alone. Evaluate it on data with its speakers",
+                stacklevel=2,
+            )
+        check_strangers(recognizer.scorer, {utterance.speaker for utterance in utterances}, f"the part {part}")
         if claims:
             utterances, labels = everybody(utterances, labels, recognizer.scorer.speakers)
     campaign = Campaign(
@@ -143,23 +161,47 @@ def tried(
     """The utterances and labels of the data's trials, whose first utterances are enrolled in the recognizer.
 
     Raises:
-        ValueError: trials that set its threshold.
+        ValueError: trials, or speakers of them, that set its threshold.
 
     Warns:
-        UserWarning: one of their speakers is among those on whom the recognizer was trained.
+        UserWarning: one of their speakers is among those on whom the recognizer was trained, or in its cohort.
     """
     trials = data.trials().check(data.trial_list)
-    before = set(recognizer.scorer.speakers)
+    before = set(recognizer.scorer.speakers)  # a checkpoint may be older than `calibrated_on`
     if known := [utterance.name for utterance in trials.enrolled() if utterance.name in before]:
         raise ValueError(
             f"{len(known)} enrolled utterances of {data.trial_list} also set the threshold, first '{known[0]}': enroll "
             "the checkpoint with a list of other speakers"
         )
+    check_strangers(recognizer.scorer, trials.speakers, str(data.trial_list))
     warn_of_training(recognizer.scorer.trained_on, trials.speakers)
     if limit is not None:
         trials = trials.spread(limit)
     enroll_first(recognizer, trials, data.resample, batch_size, seed)
     return trials.claims(recognizer.scorer.speakers)
+
+
+def check_strangers(scorer: Scorer, speakers: set[str], source: str) -> None:
+    """Refuse to test people whose scores set the threshold.
+
+    Raises:
+        ValueError: a speaker in `calibrated_on`.
+
+    Warns:
+        UserWarning: a speaker of the cohort that normalizes the scores.
+    """
+    if known := sorted(speakers.intersection(scorer.calibrated_on)):
+        raise ValueError(
+            f"{len(known)} of the speakers of {source} also set the threshold, first '{known[0]}': enroll the "
+            "checkpoint again with python -m sec4sr_pl.enrollment, on data that calibrate on others"
+        )
+    cohort = scorer.cohort_speakers if isinstance(scorer, Normalized) else ()
+    if near := sorted(speakers.intersection(cohort)):
+        warnings.warn(
+            f"{len(near)} of the speakers of {source} are in the cohort that normalizes the scores, first "
+            f"'{near[0]}': the figures may be too good",
+            stacklevel=2,
+        )
 
 
 def everybody(

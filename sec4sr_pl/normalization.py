@@ -43,6 +43,7 @@ class Normalized(EnrolledScorer):
         kind: "z", "t" or "s".
         top: size of the part of the cohort that counts; None: all.
         cohort_size: for a checkpoint, whose weights follow.
+        cohort_speakers: names of those in the cohort, where they are known.
 
     Raises:
         ValueError: another kind, or a top below 2.
@@ -59,12 +60,19 @@ class Normalized(EnrolledScorer):
     speaker_scale: Tensor
     """(speakers,) inverse standard deviation of them."""
 
-    def __init__(self, scorer: EnrolledScorer, kind: Kind = "s", top: int | None = None, cohort_size: int = 0) -> None:
+    def __init__(
+        self,
+        scorer: EnrolledScorer,
+        kind: Kind = "s",
+        top: int | None = None,
+        cohort_size: int = 0,
+        cohort_speakers: Sequence[str] = (),
+    ) -> None:
         Scorer.__init__(self, scorer.speakers)  # the models are the scorer's
         if kind not in ("z", "t", "s") or (top is not None and top < 2):
             raise ValueError(f"Expected kind 'z', 't' or 's' and a top of at least 2, got {kind!r} and {top}")
         self.scorer, self.kind, self.top, self.cohort_size = scorer, kind, top, cohort_size
-        self.embedding_size = scorer.embedding_size
+        self.cohort_speakers, self.embedding_size = cohort_speakers, scorer.embedding_size
         self.register_buffer("cohort", torch.zeros(cohort_size, scorer.embedding_size))
         for name in ("cohort_models", "speaker_mean", "speaker_scale"):  # they follow from cohort and models
             self.register_buffer(name, torch.empty(0), persistent=False)
@@ -79,8 +87,21 @@ class Normalized(EnrolledScorer):
     def trained_on(self, names: Sequence[str]) -> None:
         self.scorer.trained_on = names
 
-    def take_cohort(self, embeddings: Tensor) -> None:
-        """Normalize by these embeddings, (cohort, embedding_size), from now on; the threshold is -inf until calibrated.
+    @property
+    def calibrated_on(self) -> Sequence[str]:
+        """As `trained_on`."""
+        return self.scorer.calibrated_on
+
+    @calibrated_on.setter
+    def calibrated_on(self, names: Sequence[str]) -> None:
+        self.scorer.calibrated_on = names
+
+    def take_cohort(self, embeddings: Tensor, speakers: Sequence[str] = ()) -> None:
+        """Normalize by a cohort from now on; the threshold is -inf until calibrated.
+
+        Args:
+            embeddings: (cohort, embedding_size).
+            speakers: names of those who speak, where they are known.
 
         Raises:
             ValueError: fewer than two, or than `top`; or embeddings that are not finite.
@@ -92,9 +113,10 @@ class Normalized(EnrolledScorer):
             )
         if not embeddings.isfinite().all():
             raise ValueError("Expected finite embeddings of the cohort, got others")
-        self.cohort_size = len(embeddings)
+        self.cohort_size, self.cohort_speakers = len(embeddings), sorted(set(speakers))
         self.cohort = embeddings.detach().to(self.cohort)
         self.threshold.fill_(-torch.inf)
+        self.calibrated_on = ()
         self.prepare()
 
     def enroll(self, embeddings: Tensor, speakers: Sequence[str]) -> None:

@@ -26,6 +26,8 @@ class Scorer(nn.Module):
     speakers: tuple[str, ...]
     trained_on: Sequence[str] = ()
     """Names of those on whose speech the recognizer was trained, where they are known."""
+    calibrated_on: Sequence[str] = ()
+    """Names of the strangers, or speakers of trials, whose scores set the threshold, where they are known."""
     threshold: Tensor
     """() a score must exceed it to be accepted; -inf in a closed set."""
 
@@ -100,14 +102,21 @@ class EnrolledScorer(Scorer):
         speakers: names of the enrolled speakers.
         embedding_size: dimensions of an embedding.
         trained_on: names of those on whose speech the recognizer was trained, where they are known.
+        calibrated_on: names of those whose scores set the threshold, where they are known; not of enrolled speakers.
     """
 
     models: Tensor
     """(speakers, ...): what `model` makes of each."""
 
-    def __init__(self, speakers: Sequence[str] = (), embedding_size: int = 0, trained_on: Sequence[str] = ()) -> None:
+    def __init__(
+        self,
+        speakers: Sequence[str] = (),
+        embedding_size: int = 0,
+        trained_on: Sequence[str] = (),
+        calibrated_on: Sequence[str] = (),
+    ) -> None:
         super().__init__(speakers)
-        self.embedding_size, self.trained_on = embedding_size, trained_on
+        self.embedding_size, self.trained_on, self.calibrated_on = embedding_size, trained_on, calibrated_on
         self.register_buffer("models", torch.zeros(len(self.speakers), embedding_size))
 
     def enroll(self, embeddings: Tensor, speakers: Sequence[str]) -> None:
@@ -136,6 +145,7 @@ class EnrolledScorer(Scorer):
         self.speakers, self.embedding_size = tuple(rows), embeddings.shape[1]
         self.models = torch.stack([self.model(embeddings[own].detach()) for own in rows.values()]).to(self.models)
         self.threshold.fill_(-torch.inf)
+        self.calibrated_on = ()
 
     def only(self, speaker: str) -> "EnrolledScorer":
         """A copy that knows one of the speakers, for verification; with the same threshold.
@@ -197,6 +207,7 @@ class PLDA(EnrolledScorer):
         averaged: "before": enrollment embeddings are averaged first, and their number sharpens the model, as in Kaldi.
             "after": they are averaged in PLDA's basis and count as one utterance, as in the SEC4SR paper.
         trained_on: names of those on whose speech the recognizer was trained, where they are known.
+        calibrated_on: names of those whose scores set the threshold, where they are known; not of enrolled speakers.
 
     Raises:
         ValueError: `averaged` is neither.
@@ -212,11 +223,12 @@ class PLDA(EnrolledScorer):
         size: int = 16,
         averaged: Literal["before", "after"] = "after",
         trained_on: Sequence[str] = (),
+        calibrated_on: Sequence[str] = (),
     ) -> None:
-        super().__init__(speakers, embedding_size)
+        super().__init__(speakers, embedding_size, trained_on, calibrated_on)
         if averaged not in ("before", "after"):
             raise ValueError(f"Expected averaged 'before' or 'after', got {averaged!r}")
-        self.size, self.averaged, self.trained_on = size, averaged, trained_on
+        self.size, self.averaged = size, averaged
         self.models = torch.zeros(len(self.speakers), 2, size)  # mean and variance of each dimension
         self.center: Tensor
         self.lda: Tensor
@@ -278,14 +290,24 @@ class PLDA(EnrolledScorer):
         """As in the base; the size of an embedding is the models'.
 
         Raises:
-            ValueError: also for embeddings of another size.
+            ValueError: also for embeddings of another size, and models that nobody trained.
         """
         if embeddings.shape[-1:] != self.center.shape:
             raise ValueError(
                 f"Expected embeddings of {len(self.center)} dimensions, which the models of this PLDA are for, "
                 f"got {tuple(embeddings.shape)}"
             )
+        if self._untrained():
+            raise ValueError(
+                "This PLDA is untrained, so its scores say nothing: train it behind a recognizer with "
+                "python -m sec4sr_pl.training.background.backend, or load Kaldi's files with PLDA.from_kaldi"
+            )
         super().enroll(embeddings, speakers)
+
+    def _untrained(self) -> bool:
+        """Whether LDA and psi are those of the constructor."""
+        lda, psi = torch.eye(*self.lda.shape).to(self.lda), torch.ones_like(self.psi)
+        return torch.equal(self.lda, lda) and torch.equal(self.psi, psi)
 
     def project(self, embeddings: Tensor, utterances: int = 1) -> Tensor:
         """(..., embedding_size) means of so many utterances -> (..., size) in PLDA's basis."""

@@ -245,6 +245,7 @@ def write_ivector_models(folder: Path) -> None:
     """A random i-vector-PLDA system, as training leaves it."""
     folder.mkdir(parents=True)
     backbone, scorer = IVector(), PLDA()
+    scorer.psi.fill_(2.0)
     gmm, extractor = backbone.models()
     kaldi.write_gmm(folder / "final_ubm.txt", gmm)
     kaldi.write_extractor(folder / "final_ie.txt", extractor)

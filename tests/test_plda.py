@@ -132,6 +132,7 @@ def test_an_enrolled_recognizer_travels_in_a_checkpoint(speech: tuple[Tensor, Te
     with torch.random.fork_rng():
         torch.manual_seed(0)
         recognizer = Recognizer(MFCC(), IVector(), PLDA(averaged="before")).eval()
+        recognizer.scorer.psi.fill_(2.0)
     with pytest.raises(ValueError, match="Nobody is enrolled in this PLDA"):
         recognizer(*speech)
     recognizer.scorer.enroll(recognizer.embed(*speech), ["x", "y"] * 4)

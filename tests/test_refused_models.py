@@ -22,7 +22,14 @@ from sec4sr_pl.recognizer import Recognizer
 from sec4sr_pl.scoring import Cosine, EnrolledScorer
 
 
-@pytest.mark.parametrize("make", [Cosine, lambda: scoring.PLDA((), 6, 4), lambda: Normalized(Cosine())])
+def plda() -> scoring.PLDA:
+    """Of four dimensions, taken for trained."""
+    scorer = scoring.PLDA((), 6, 4)
+    scorer.psi.fill_(2.0)
+    return scorer
+
+
+@pytest.mark.parametrize("make", [Cosine, plda, lambda: Normalized(Cosine())])
 @pytest.mark.parametrize("value", [torch.nan, torch.inf])
 def test_an_embedding_that_is_not_finite_enrolls_nobody(make: Callable[[], EnrolledScorer], value: float) -> None:
     scorer, embeddings = make(), draw(4, 6)

@@ -70,6 +70,7 @@ def test_enrollment_warns_of_speakers_who_were_trained_on(
     trained, given = make_recognizer(trained_on), Cosine() if scorer != "PLDA" else None
     if scorer == "PLDA":
         trained = Recognizer(trained.features, trained.backbone, PLDA(trained_on=trained_on))
+        trained.scorer.psi.fill_(2.0)  # an identity would be untrained
     save_recognizer(trained, voices / "trained.ckpt")
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always", UserWarning)

@@ -12,6 +12,8 @@ class Spk10(SpeakerData):
 
     Parts are `enroll`, `calibration` (imposters, from whom thresholds come) and `test` (enrolled speakers and other
     imposters). Every second imposter is for calibration, in the order of their numbers, so that no voice is in both.
+    Another imposter shifts the halves: a recognizer remembers on whom it was calibrated, and evaluation refuses to test
+    them.
 
     Args:
         root: holds the splits; default: the variable SEC4SR_DATA, else `data`.
@@ -61,10 +63,14 @@ class Spk10(SpeakerData):
         tested = {u.speaker for u in super().utterances("test")} if tests else set()
         if len(speakers) < 2:
             raise DataError(f"{self.root / self.imposter_split} has 1 speaker: expected one to calibrate, one to test")
-        if wrong := sorted(enrolled.intersection(speakers)) or sorted(tested - enrolled):
+        if known := sorted(enrolled.intersection(speakers)):
             raise DataError(
-                f"Expected the speakers of {self.test_split} in {self.enroll_split}, and none of them in "
-                f"{self.imposter_split}: see {', '.join(wrong[:5])}"
+                f"{self.imposter_split} holds {', '.join(known[:5])}, enrolled in {self.enroll_split}: expected others"
+            )
+        if unknown := sorted(tested - enrolled):
+            raise DataError(
+                f"{self.test_split} holds {', '.join(unknown[:5])}, not in {self.enroll_split}: expected enrolled "
+                f"speakers, and imposters in {self.imposter_split}"
             )
         calibrating = set(speakers[::2])
         return (
