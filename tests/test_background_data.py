@@ -11,10 +11,9 @@ from test_background_runs import QUICK
 
 from sec4sr_pl import enrollment
 from sec4sr_pl.checkpoint import load_recognizer, save_recognizer
-from sec4sr_pl.command import command
 from sec4sr_pl.data import VoxCeleb, trial_list
 from sec4sr_pl.data.manifest import DataError
-from sec4sr_pl.training.background.__main__ import train
+from sec4sr_pl.training.background.__main__ import main, train
 
 PAGE = Path(__file__).parents[1] / "docs" / "models.md"
 
@@ -31,7 +30,7 @@ def flags(**arguments: object) -> list[str]:
 def test_the_command_trains_on_sessions_of_speakers(voxceleb: Path, tmp_path: Path) -> None:
     """Ten speakers of four utterances in two folders, of whom the last one of each is held out."""
     data = ["--data=VoxCeleb", f"--data.root={voxceleb}"]
-    command(train, "background", "", [*data, *flags(output=tmp_path / "models", **QUICK)])
+    main([*data, *flags(output=tmp_path / "models", **QUICK)])
     names = sorted(path.name for path in (voxceleb / "vox2_dev" / "wav").iterdir())
     assert load_recognizer(tmp_path / "models" / "recognizer.ckpt").scorer.trained_on == names
 

@@ -90,6 +90,17 @@ def train(
     return recognizer
 
 
+def main(args: list[str] | None = None) -> Recognizer:
+    """Run the command line; an error of its user ends it with one line on stderr and status 1.
+
+    Args:
+        args: default: those of the process.
+    """
+    return command(
+        train, "python -m sec4sr_pl.training.background", "Train an i-vector-PLDA recognizer from nothing.", args
+    )
+
+
 if __name__ == "__main__":
     keep_large_blocks()
-    command(train, "python -m sec4sr_pl.training.background", "Train an i-vector-PLDA recognizer from nothing.")
+    main()
