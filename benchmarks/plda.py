@@ -2,7 +2,7 @@
 
 FOLDER holds an i-vector or an x-vector system, trained on the background speakers alone, in minutes on a core, by
 
-    python -m sec4sr_pl.training.background --speakers background201.txt --output FOLDER
+    python -m sec4sr_pl.training.background --data configs/data/background201_whole.yaml --output FOLDER
 
 or by
 

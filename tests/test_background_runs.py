@@ -1,14 +1,16 @@
 """Runs of background training: which state they may go on from, and what they refuse before the work begins."""
 
+import re
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import soundfile
 import torch
 from conftest import MakeRecognizer
 from test_background import batches as batches  # fixtures
 from test_background import draw
-from test_ivector_plda import SMALL
+from test_ivector_plda import SMALL, background
 from test_ivector_plda import folder as folder
 from torch import Tensor
 
@@ -18,15 +20,16 @@ from sec4sr_pl.features import MFCC, EnergyVAD
 from sec4sr_pl.recognizer import Recognizer
 from sec4sr_pl.training.background import backend, fit_gmm, fit_lda, fit_plda
 from sec4sr_pl.training.background.__main__ import train
-from sec4sr_pl.training.background.corpus import Corpus, background
+from sec4sr_pl.training.background.corpus import Corpus
+from sec4sr_pl.weights import CheckpointError
 
 Batches = list[tuple[Tensor, Tensor]]
 QUICK = {**SMALL, "gmm_iterations": 2, "extractor_iterations": 2}
 
 
 def run(folder: Path, **arguments: object) -> Recognizer:
-    listed = arguments.pop("speakers", folder / "listed.txt")
-    return train(folder / "models", folder / "data", "train", listed, **{**QUICK, **arguments})  # type: ignore[arg-type]
+    data = {name: arguments.pop(name) for name in ("seconds", "listed", "root") if name in arguments}
+    return train(background(folder, **data), folder / "models", **{**QUICK, **arguments})  # type: ignore[arg-type]
 
 
 # which state a run may go on from
@@ -35,7 +38,7 @@ def run(folder: Path, **arguments: object) -> Recognizer:
 @pytest.mark.parametrize(
     ("changed", "said"),
     [
-        ({"speakers": None}, r"gmm.pt holds a model of other frames: remove it"),
+        ({"listed": "fewer.txt"}, r"gmm.pt holds a model of other frames: remove it"),
         ({"seconds": 0.3}, r"gmm.pt holds a model of other frames"),
         ({"vad": True}, r"gmm.pt holds a model of other frames"),
         ({"vad": True, "seed": 5}, r"gmm.pt holds a model of other frames, other seed"),
@@ -48,28 +51,48 @@ def run(folder: Path, **arguments: object) -> Recognizer:
 def test_a_run_with_other_arguments_does_not_take_the_old_models(
     changed: dict[str, object], said: str, folder: Path
 ) -> None:
+    (folder / "fewer.txt").write_text("".join(f"s{index}\n" for index in range(5)))
     run(folder)
     with pytest.raises(ValueError, match=said):
         run(folder, **changed)
+
+
+def test_a_run_does_not_go_on_with_other_samples_of_the_same_names_and_lengths(folder: Path) -> None:
+    run(folder)
+    path = folder / "data" / "train" / "s3" / "u3.wav"
+    samples, rate = soundfile.read(path)
+    soundfile.write(path, 0.5 * samples, rate)
+    with pytest.raises(ValueError, match=r"gmm.pt holds a model of other frames: remove it"):
+        run(folder, extractor_iterations=3)
+
+
+def test_a_damaged_state_is_named(folder: Path) -> None:
+    run(folder)
+    path = folder / "models" / "state" / "gmm.pt"
+    path.write_bytes(path.read_bytes()[:1000])
+    with pytest.raises(CheckpointError, match=r"gmm.pt (was refused|is damaged)"):
+        run(folder)
+
+
+@pytest.mark.parametrize("keep", [True, False])
+def test_every_long_pass_has_a_bar(keep: bool, folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run(folder, keep=keep)
+    bars = re.findall(r"^(.*?) ━+ 100%", capsys.readouterr().out, re.MULTILINE)
+    steps = ["GMM 1/2", "GMM 2/2", "i-vector extractor 1/2", "i-vector extractor 2/2"]
+    assert bars == ["checksum", "GMM start", *steps, "i-vectors"]
 
 
 def test_a_run_goes_on_with_what_changes_no_model(folder: Path) -> None:
     """In other batches, with its files elsewhere, and of more iterations of the extractor."""
     first = run(folder)
     (folder / "data").rename(folder / "moved")
-    again = train(
-        folder / "models",
-        folder / "moved",
-        "train",
-        folder / "listed.txt",
-        **{**QUICK, "batch_size": 3, "extractor_iterations": 3, "plda_iterations": 2},  # type: ignore[arg-type]
-    )
+    again = run(folder, root="moved", batch_size=3, extractor_iterations=3, plda_iterations=2)
     assert torch.equal(again.backbone.means, first.backbone.means)  # type: ignore[arg-type]
 
 
 def test_frames_are_known_by_utterances_and_front_end(folder: Path) -> None:
     def identity(seconds: float = 0.25, vad: EnergyVAD | None = None, batch_size: int = 5) -> str:
-        return Corpus(background(folder / "data", "train", None, seconds), MFCC(vad=vad), batch_size).identity
+        return Corpus(background(folder, seconds).dataset("train"), MFCC(vad=vad), batch_size).identity
 
     assert identity() == identity(batch_size=3)
     different = [identity(), identity(0.3), identity(vad=EnergyVAD()), identity(vad=EnergyVAD(threshold=5.0))]
@@ -100,8 +123,10 @@ def test_a_mixture_of_another_floor_is_another(batches: Batches, tmp_path: Path)
         ({"components": 0}, "at least 1 component, got 0"),
         ({"embedding_size": 0}, "at least 1 dimension of an i-vector and 1 iteration, got 0 and 2"),
         ({"extractor_iterations": 0}, "at least 1 dimension of an i-vector and 1 iteration, got 5 and 0"),
-        ({"seconds": 0.0}, "segments of more than 0 seconds, got 0.0"),
-        ({"seconds": float("nan")}, "segments of more than 0 seconds, got nan"),
+        ({"plda_iterations": -1}, "at least 0 iterations of PLDA, got -1"),
+        ({"batch_size": 0}, "batch_size"),
+        ({"num_workers": -1}, "num_workers"),
+        ({"seconds": float("nan")}, "segment_seconds > 0, got nan"),
         ({"device": "nonsense"}, "a device that is here, such as cpu, got 'nonsense'"),
         ({"lda_size": 6}, "from 1 to 5 dimensions after LDA, got 6"),
         ({"lda_size": 0}, "from 1 to 5 dimensions after LDA, got 0"),
@@ -124,6 +149,8 @@ def test_a_back_end_that_can_not_be_is_refused_before_an_utterance_is_embedded(
     data = Background(folder / "data", "train", listed=folder / "listed.txt", segment_seconds=0.02)
     with pytest.raises(ValueError, match="from 1 to 5 dimensions after LDA, got 6"):
         backend.train(folder / "network.ckpt", data, folder / "models", lda_size=6)
+    with pytest.raises(ValueError, match="at least 0 iterations of PLDA, got -1"):
+        backend.train(folder / "network.ckpt", data, folder / "models", lda_size=5, plda_iterations=-1)
     with pytest.raises(ValueError, match="this recognizer needs at least"):
         backend.train(folder / "network.ckpt", data, folder / "models", lda_size=5)
 

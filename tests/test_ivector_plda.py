@@ -10,15 +10,16 @@ from torch.testing import assert_close
 
 from sec4sr_pl.backbones import IVector
 from sec4sr_pl.checkpoint import load_recognizer
+from sec4sr_pl.data import Background
 from sec4sr_pl.data.manifest import DataError, Utterance, segments
 from sec4sr_pl.features import MFCC, EnergyVAD
 from sec4sr_pl.recognizer import Recognizer
 from sec4sr_pl.scoring import PLDA
 from sec4sr_pl.training.background.__main__ import train
-from sec4sr_pl.training.background.corpus import Corpus, background
+from sec4sr_pl.training.background.corpus import Corpus
 
 Speech = tuple[Tensor, Tensor]
-SMALL = {"seconds": 0.25, "components": 4, "embedding_size": 5, "lda_size": 3, "batch_size": 5}
+SMALL = {"components": 4, "embedding_size": 5, "lda_size": 3, "batch_size": 5}
 
 
 @pytest.fixture
@@ -33,12 +34,16 @@ def folder(speech: Speech, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> P
     return tmp_path
 
 
+def background(folder: Path, seconds: float = 0.25, listed: str = "listed.txt", root: str = "data") -> Background:
+    """The segments of whole utterances: nothing is held out."""
+    whole = {"development_fraction": 1e-6, "development_seconds": 0.0}
+    return Background(folder / root, "train", listed=folder / listed, segment_seconds=seconds, **whole)
+
+
 def run(folder: Path, output: str, **arguments: int) -> Recognizer:
     return train(
+        background(folder),
         folder / output,
-        folder / "data",
-        "train",
-        folder / "listed.txt",
         **{**SMALL, "gmm_iterations": 4, "extractor_iterations": 3, **arguments},  # type: ignore[arg-type]
     )
 
@@ -68,11 +73,13 @@ def test_a_run_that_was_stopped_ends_in_the_same_models(folder: Path) -> None:
 
 
 def test_speakers_who_are_not_listed_are_not_heard(folder: Path) -> None:
-    pieces = background(folder / "data", "train", folder / "listed.txt", seconds=0.25)
-    assert {piece.speaker for piece in pieces} == {f"s{index}" for index in range(6)}
+    assert {piece.speaker for piece in background(folder).utterances("train")} == {f"s{index}" for index in range(6)}
     (folder / "listed.txt").write_text("s1 nobody")
     with pytest.raises(DataError, match=r"1 speakers of .*listed\.txt have no utterance: nobody"):
-        background(folder / "data", "train", folder / "listed.txt", seconds=0.25)
+        background(folder).utterances("train")
+    (folder / "listed.txt").write_text("\n")
+    with pytest.raises(DataError, match=r"listed\.txt names no speaker: expected a speaker a line"):
+        background(folder).utterances("train")
 
 
 def test_segments_are_equal_parts_of_at_least_their_length() -> None:
@@ -89,7 +96,7 @@ def test_segments_are_equal_parts_of_at_least_their_length() -> None:
 
 @pytest.mark.parametrize("keep", [True, False])
 def test_every_pass_brings_the_same_frames(folder: Path, keep: bool) -> None:
-    pieces = background(folder / "data", "train", None, seconds=0.25)
+    pieces = background(folder).dataset("train")
     corpus = Corpus(pieces, MFCC(vad=EnergyVAD()), batch_size=5, keep=keep)
     first, second = list(corpus), list(corpus)
     assert sum(len(lengths) for _, lengths in first) == len(pieces) > 8

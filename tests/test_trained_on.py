@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 from conftest import MakeRecognizer
 from test_background_runs import QUICK
+from test_ivector_plda import background
 from test_ivector_plda import folder as folder  # fixtures
 from test_spk10 import root as root
 from test_spk10 import voices as voices
@@ -34,10 +35,12 @@ def data(folder: Path) -> Path:
 
 
 def test_background_models_are_of_the_listed_speakers_and_remember_them(data: Path, tmp_path: Path) -> None:
-    made = train(tmp_path / "listed", data, "train", **QUICK)  # type: ignore[arg-type]
+    listed = background(tmp_path, listed="data/background201.txt")
+    made = train(listed, tmp_path / "listed", **QUICK)  # type: ignore[arg-type]
     assert made.scorer.trained_on == LISTED
     assert load_recognizer(tmp_path / "listed" / "recognizer.ckpt").scorer.trained_on == LISTED
-    everyone = train(tmp_path / "all", data, "train", None, **QUICK)  # type: ignore[arg-type]
+    (tmp_path / "all.txt").write_text(" ".join([*LISTED, "s6", "s7"]))
+    everyone = train(background(tmp_path, listed="all.txt"), tmp_path / "all", **QUICK)  # type: ignore[arg-type]
     assert everyone.scorer.trained_on == [*LISTED, "s6", "s7"]
 
 

@@ -221,11 +221,13 @@ def listed(utterances: Sequence[Utterance], path: Path) -> list[Utterance]:
     """The utterances of the speakers of a file with a speaker a line.
 
     Raises:
-        DataError: no such file, or a listed speaker who is not there.
+        DataError: no such file, no speaker in it, or a listed speaker who is not there.
     """
     if not path.is_file():
         raise DataError(f"There is no {path}: expected a file with a speaker a line")
     names = set(path.read_text().split())
+    if not names:
+        raise DataError(f"{path} names no speaker: expected a speaker a line")
     if missing := sorted(names - {utterance.speaker for utterance in utterances}):
         raise DataError(f"{len(missing)} speakers of {path} have no utterance: {', '.join(missing[:5])}")
     return [utterance for utterance in utterances if utterance.speaker in names]

@@ -1,12 +1,13 @@
 """Write a list of trials, e.g. to set a threshold: `python -m sec4sr_pl.data.trial_list --data VoxCeleb ...`."""
 
-from pathlib import Path
+from pathlib import Path, PurePath
 
 from rich.console import Console
 
 from sec4sr_pl import audio
 from sec4sr_pl.command import command
 from sec4sr_pl.data import SpeakerData
+from sec4sr_pl.data.manifest import DataError
 from sec4sr_pl.data.trials import all_pairs
 from sec4sr_pl.files import whole
 
@@ -22,13 +23,16 @@ def write(data: SpeakerData, output: Path, trials: int = 20_000, seed: int = 0) 
         seed: of the sample.
 
     Raises:
-        ValueError: folders that can't be used, or pairs of one kind only.
+        ValueError: folders that can't be used, a path with a space, which no list can hold, or pairs of one kind only.
     """
     files = {}
     for split in data.trial_splits:
         for utterance in data.scan(split):
             path = utterance.path
-            files[utterance] = path.name if isinstance(path, audio.Member) else path.relative_to(data.root / split)
+            place = PurePath(path.name) if isinstance(path, audio.Member) else path.relative_to(data.root / split)
+            files[utterance] = place.as_posix()
+    if spaced := sorted(name for name in files.values() if name.split() != [name]):
+        raise DataError(f"'{spaced[0]}' has a space, expected none in a list of lines 'label path path': rename it")
     found = all_pairs([*files], trials, seed)
     named = [files[utterance] for utterance in found.utterances]
     pairs = zip(found.target.tolist(), found.pairs.tolist(), strict=True)

@@ -1,33 +1,29 @@
-"""An i-vector-PLDA recognizer from nothing: `python -m sec4sr_pl.training.background --output runs/ivector`.
-
-By default of the speakers of background201.txt, who are in no test of Spk10.
-"""
+"""An i-vector-PLDA recognizer from nothing: `python -m sec4sr_pl.training.background --data ... --output ...`."""
 
 from pathlib import Path
 from typing import Literal
 
 import torch
+from rich.progress import track
 
 from sec4sr_pl import kaldi
 from sec4sr_pl.allocator import keep_large_blocks
 from sec4sr_pl.backbones import IVector
 from sec4sr_pl.command import command
+from sec4sr_pl.data import SpeakerData
 from sec4sr_pl.enrollment import find_device
 from sec4sr_pl.features import MFCC, EnergyVAD
 from sec4sr_pl.recognizer import Recognizer
 from sec4sr_pl.training.background.backend import check_sizes, fit_backend, write
-from sec4sr_pl.training.background.corpus import Corpus, background
+from sec4sr_pl.training.background.corpus import Corpus
 from sec4sr_pl.training.background.extractor import fit_extractor
 from sec4sr_pl.training.background.mixture import fit_gmm
 
 
 @torch.no_grad()
 def train(
+    data: SpeakerData,
     output: Path,
-    root: Path | None = None,
-    split: str = "Spk251_train",
-    speakers: Path | None = Path("background201.txt"),
-    seconds: float = 3.0,
     components: int = 64,
     embedding_size: int = 100,
     lda_size: int = 60,
@@ -48,14 +44,10 @@ def train(
     front end or another seed is refused in the same folder.
 
     Args:
+        data: its training utterances are heard, e.g. configs/data/background201_whole.yaml, which cuts utterances into
+            segments; its speakers should be in no test.
         output: folder of the models: recognizer.ckpt with nobody enrolled, for python -m sec4sr_pl.enrollment, and
             Kaldi's final_ubm.txt, final_ie.txt, mean.vec, transform.txt and plda.txt.
-        root: holds the splits; default: the variable SEC4SR_DATA, else data.
-        split: folder of the utterances, <split>/<speaker>/<utterance>.wav.
-        speakers: file with the names of the speakers to train on; a relative path begins at the root. null: all, among
-            whom are those of the tests of Spk10.
-        seconds: utterances are cut into pieces of at least this length, between which a speaker varies. Where speakers
-            have one utterance, that variation is understated.
         components: of the GMM.
         embedding_size: dimensions of an i-vector.
         lda_size: dimensions after LDA.
@@ -64,7 +56,7 @@ def train(
         plda_iterations: of expectation maximization.
         vad: leave out frames without speech, in training and in the recognizer.
         averaged: how PLDA enrolls: before, as in Kaldi, or after, as in the SEC4SR paper.
-        batch_size: segments whose frames are computed together.
+        batch_size: utterances whose frames are computed together.
         num_workers: processes that read ahead.
         keep: hold all frames in memory between passes: 100 MB an hour of speech.
         device: cpu, cuda, ...
@@ -74,21 +66,22 @@ def train(
         ValueError: anything above that can't be used.
     """
     features = MFCC(vad=EnergyVAD() if vad else None)
-    pieces = background(root, split, speakers, seconds)
-    names = [piece.speaker for piece in pieces]
+    data.prepare_data()
+    utterances = data.dataset("train")
+    names = [utterance.speaker for utterance in utterances.utterances]
     if min(embedding_size, extractor_iterations) < 1:  # the rest is checked in time
         raise ValueError(
             f"Expected at least 1 dimension of an i-vector and 1 iteration, got {embedding_size} and "
             f"{extractor_iterations}"
         )
-    check_sizes(names, embedding_size, lda_size)
-    corpus = Corpus(pieces, features, batch_size, find_device(device), num_workers, keep)
+    check_sizes(names, embedding_size, lda_size, plda_iterations)
+    corpus = Corpus(utterances, features, batch_size, find_device(device), num_workers, keep)
     state = output / "state"
     gmm = fit_gmm(corpus, components, gmm_iterations, seed=seed, path=state / "gmm.pt", identity=corpus.identity)
     kept = state / "extractor.pt"
     extractor = fit_extractor(gmm, corpus, embedding_size, extractor_iterations, seed, kept, corpus.identity)
     backbone = IVector.of(gmm, extractor)
-    embeddings = torch.cat([backbone(*batch) for batch in corpus])
+    embeddings = torch.cat([backbone(*batch) for batch in track(corpus, "i-vectors")])
     scorer = fit_backend(embeddings, names, lda_size, plda_iterations, averaged)
     kaldi.write_gmm(output / "final_ubm.txt", gmm)
     kaldi.write_extractor(output / "final_ie.txt", extractor)
@@ -97,6 +90,17 @@ def train(
     return recognizer
 
 
+def main(args: list[str] | None = None) -> Recognizer:
+    """Run the command line; an error of its user ends it with one line on stderr and status 1.
+
+    Args:
+        args: default: those of the process.
+    """
+    return command(
+        train, "python -m sec4sr_pl.training.background", "Train an i-vector-PLDA recognizer from nothing.", args
+    )
+
+
 if __name__ == "__main__":
     keep_large_blocks()
-    command(train, "python -m sec4sr_pl.training.background", "Train an i-vector-PLDA recognizer from nothing.")
+    main()

@@ -48,14 +48,16 @@ def fit_backend(
     return scorer
 
 
-def check_sizes(speakers: Sequence[str], embedding_size: int, lda_size: int, shrinkage: float = 0.0) -> None:
+def check_sizes(
+    speakers: Sequence[str], embedding_size: int, lda_size: int, plda_iterations: int, shrinkage: float = 0.0
+) -> None:
     """Refuse what `fit_backend` can't do, before the embeddings are there: tried on random ones.
 
     Raises:
         ValueError: as `fit_backend`.
     """
     random = torch.randn(len(speakers), embedding_size, generator=torch.Generator().manual_seed(0))
-    fit_backend(random, speakers, lda_size, 0, shrinkage=shrinkage)
+    fit_backend(random, speakers, lda_size, plda_iterations, shrinkage=shrinkage)
 
 
 def write(recognizer: Recognizer, output: Path) -> None:
@@ -108,7 +110,7 @@ def train(
     data.prepare_data()
     recognizer, utterances = load_recognizer(checkpoint, trusted).to(find_device(device)), data.dataset("train")
     speakers = [utterance.speaker for utterance in utterances.utterances]
-    check_sizes(speakers, recognizer.backbone.embedding_size, lda_size, shrinkage)  # type: ignore[arg-type]
+    check_sizes(speakers, recognizer.backbone.embedding_size, lda_size, plda_iterations, shrinkage)  # type: ignore[arg-type]
     embeddings = embed(recognizer, utterances, batch_size, seed, num_workers, "embeddings")
     scorer = fit_backend(embeddings, speakers, lda_size, plda_iterations, averaged, shrinkage)
     scorer.trained_on = sorted({*scorer.trained_on, *recognizer.scorer.trained_on})

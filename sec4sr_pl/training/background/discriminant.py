@@ -112,13 +112,15 @@ def fit_plda(embeddings: Tensor, speakers: Sequence[str], iterations: int = 10) 
     Args:
         embeddings: (utterances, size).
         speakers: the name of each utterance's speaker.
-        iterations: of expectation maximization.
+        iterations: of expectation maximization; 0: the covariances that it starts at.
 
     Raises:
-        ValueError: as `Scatter.of` and `Scatter.covariance`.
+        ValueError: as `Scatter.of` and `Scatter.covariance`; also fewer than 0 iterations.
 
     Source: the two-covariance model of Brummer and de Villiers, "The speaker partitioning problem", 2010.
     """
+    if iterations < 0:
+        raise ValueError(f"Expected at least 0 iterations of PLDA, got {iterations}")
     scatter = Scatter.of(embeddings, speakers)
     mean = scatter.means.mean(0)
     around = scatter.means - mean

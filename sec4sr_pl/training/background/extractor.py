@@ -42,8 +42,9 @@ def fit_extractor(
     if size < 1:
         raise ValueError(f"Expected i-vectors of at least 1 dimension, got {size}")
     return iterate(
-        lambda: first_extractor(gmm, size, seed),
-        lambda extractor: improve(gmm, extractor, batches),
+        batches,
+        lambda _: first_extractor(gmm, size, seed),
+        lambda extractor, shown: improve(gmm, extractor, shown),
         iterations,
         "i-vector extractor",
         path,

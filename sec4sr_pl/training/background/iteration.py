@@ -5,12 +5,12 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import TypeVar
 
-import torch
 from rich.progress import track
 from torch import Tensor
 
 from sec4sr_pl.checkpoint import write_whole
 from sec4sr_pl.kaldi import Extractor, FullGMM
+from sec4sr_pl.weights import read_plain
 
 Model = TypeVar("Model", FullGMM, Extractor)
 Frames = Iterable[tuple[Tensor, Tensor]]
@@ -18,33 +18,35 @@ Frames = Iterable[tuple[Tensor, Tensor]]
 
 
 def iterate(
-    start: Callable[[], Model],
-    step: Callable[[Model], tuple[Model, float]],
+    batches: Frames,
+    start: Callable[[Frames], Model],
+    step: Callable[[Model, Frames], tuple[Model, float]],
     iterations: int,
     label: str,
     path: Path | None = None,
     **made_from: str | int | float,
 ) -> Model:
-    """The model after so many steps, with a progress bar; each step's model is kept in a file, from which to go on.
+    """The model after so many steps, each with a progress bar; its model is kept in a file, from which to go on.
 
     Args:
-        start: the first model.
+        batches: gone through in each step.
+        start: the first model, from the batches.
         step: a better model, and the log-likelihood (a frame or an utterance) of the one it was given.
         iterations: steps in all, those of earlier runs included.
-        label: stands beside the bar.
+        label: stands beside the bars.
         path: the file; None: nothing is kept.
         made_from: by name, what the model depends on beside its sizes; kept in the file too.
 
     Raises:
         ValueError: fewer than one iteration, or a file with a model of more, of other sizes or made from other things,
-            or which does not say.
+            which does not say, or which is damaged.
     """
     if iterations < 1:
         raise ValueError(f"Expected at least 1 iteration, got {iterations}")
-    model, history = start(), list[float]()
+    model, history = start(track(batches, f"{label} start")), list[float]()
     known = {"sizes": [list(part.shape) for part in model], **made_from}
     if path is not None and path.exists():
-        content = torch.load(path, map_location="cpu", weights_only=True)
+        content = read_plain(path)
         history, kept, before = content["history"], content["model"], content.get("known")
         if before is None:
             raise ValueError(f"{path} was written before models told what they are made from: remove it to start again")
@@ -56,8 +58,8 @@ def iterate(
                 f"{path} holds a model of {', '.join(others)}: remove it to start again, or name another folder"
             )
         model = type(model)(**{name: part.to(getattr(model, name)) for name, part in kept.items()})
-    for _ in track(range(len(history), iterations), label):
-        model, likelihood = step(model)
+    for number in range(len(history) + 1, iterations + 1):
+        model, likelihood = step(model, track(batches, f"{label} {number}/{iterations}"))
         history.append(likelihood)
         if path is not None:
             write_whole(path, {"model": model._asdict(), "history": history, "known": known})

@@ -38,8 +38,9 @@ def fit_gmm(
     if components < 1:
         raise ValueError(f"Expected at least 1 component, got {components}")
     return iterate(
-        lambda: first_gmm(batches, components, seed),
-        lambda gmm: improve(gmm, batches, floor),
+        batches,
+        lambda shown: first_gmm(shown, components, seed),
+        lambda gmm, shown: improve(gmm, shown, floor),
         iterations,
         "GMM",
         path,
