@@ -57,7 +57,7 @@ def check_sizes(
         ValueError: as `fit_backend`.
     """
     random = torch.randn(len(speakers), embedding_size, generator=torch.Generator().manual_seed(0))
-    fit_backend(random, speakers, lda_size, plda_iterations, shrinkage=shrinkage)
+    fit_backend(random, speakers, lda_size, min(plda_iterations, 0), shrinkage=shrinkage)  # a negative count is refused
 
 
 def write(recognizer: Recognizer, output: Path) -> None:
