@@ -190,9 +190,7 @@ class Cosine(EnrolledScorer):
 
     def compare(self, embeddings: Tensor) -> Tensor:
         """Cosines in [-1, 1]."""
-        with torch.autocast(embeddings.device.type, enabled=False):
-            cosines: Tensor = functional.normalize(embeddings.to(self.models.dtype)) @ self.models.T
-        return cosines
+        return functional.normalize(embeddings) @ self.models.T
 
 
 class PLDA(EnrolledScorer):
@@ -330,13 +328,12 @@ class PLDA(EnrolledScorer):
     def compare(self, embeddings: Tensor) -> Tensor:
         """Log-likelihood ratios."""
         with torch.autocast(embeddings.device.type, enabled=False):
-            vectors = self.project(embeddings.to(self.psi.dtype)).double()  # the squares below cancel
-            mean, variance = self.models.double().unbind(1)
-            anyone = 1.0 + self.psi.double()
-            other = (vectors.square() / anyone + anyone.log()).sum(1, keepdim=True)
-            same = vectors.square() @ (1.0 / variance).T - 2.0 * vectors @ (mean / variance).T
-            same = same + (mean.square() / variance + variance.log()).sum(1)
-            ratios: Tensor = 0.5 * (other - same).to(self.psi.dtype)
+            vectors = self.project(embeddings.to(self.psi.dtype)).unsqueeze(1)
+            mean, variance = self.models.unbind(1)
+            anyone = 1.0 + self.psi
+            other = vectors.square() / anyone + anyone.log()
+            same = (vectors - mean).square() / variance + variance.log()
+            ratios: Tensor = 0.5 * (other - same).sum(2)
         return ratios
 
 

@@ -140,9 +140,3 @@ def test_attacks_follow_the_gradient_through_enrolled_scores(recognizer: Recogni
     moved = recognizer.decide(recognizer(result.waveforms, lengths))
     assert torch.equal(result.achieved, moved != labels)
     assert result.achieved.float().mean() > 0.5
-
-
-def test_autocast_changes_no_scores(enrolled: Cosine, embeddings: Tensor) -> None:
-    with torch.autocast("cpu", dtype=torch.bfloat16):
-        mixed = enrolled(embeddings)
-    assert torch.equal(mixed, enrolled(embeddings))

@@ -11,14 +11,7 @@ from sklearn.metrics import det_curve as sklearn_det_curve
 from sklearn.metrics import recall_score
 from torch import Tensor
 
-from sec4sr_pl.metrics import (
-    DetectionErrorRates,
-    DetectionErrorTradeoff,
-    DirectedAttackSuccess,
-    det_curve,
-    detection_errors,
-    directed_attack_success,
-)
+from sec4sr_pl.metrics import DetectionErrorRates, det_curve, detection_errors
 from sec4sr_pl.robustness.plot import plot_det
 
 
@@ -83,30 +76,3 @@ def test_the_curves_are_drawn_with_gaussian_scores_as_lines(tmp_path: Path) -> N
     picture = imread(plot_det(curves, tmp_path / "det.png"))
     assert picture.shape[0] > 400 and picture.std() > 0.05
     assert [path.name for path in tmp_path.iterdir()] == ["det.png"]
-
-
-def test_the_metric_of_two_halves_is_the_curve_of_all_trials() -> None:
-    targets, nontargets = (kind.float() for kind in trials(1))
-    whole, merged, half = (DetectionErrorTradeoff() for _ in range(3))
-    whole.update(targets, nontargets)
-    merged.update(targets[:50], nontargets[:10])
-    half.update(targets[50:], nontargets[10:])
-    merged.merge_state(half)
-    for curve in (whole.compute(), merged.compute()):
-        for ours, expected in zip(curve, det_curve(targets, nontargets), strict=True):
-            assert torch.equal(ours, expected)
-
-
-def test_attack_success_has_three_directions_among_those_who_were_decided_correctly() -> None:
-    labels = torch.tensor([0, 0, 0, 1, 1, -1, -1, -1])
-    benign = torch.tensor([0, 0, 0, 0, 1, -1, -1, 1])  # the fourth and the last were wrong before
-    adversarial = torch.tensor([-1, 1, 0, -1, 1, 0, -1, 1])
-    expected = (1 / 2, 1 / 4, 1 / 4)
-    assert directed_attack_success(benign, adversarial, labels) == pytest.approx(expected)
-    metric, half = DirectedAttackSuccess(), DirectedAttackSuccess()
-    metric.update(benign[:3], adversarial[:3], labels[:3])
-    half.update(benign[3:], adversarial[3:], labels[3:])
-    metric.merge_state(half)
-    assert metric.compute() == pytest.approx(expected)
-    with pytest.raises(ValueError, match="a benign decision for each label"):
-        directed_attack_success(benign[:3], adversarial, labels)

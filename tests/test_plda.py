@@ -114,7 +114,7 @@ def test_autocast_changes_no_scores() -> None:
 
 def test_one_speaker_alone_has_the_column_it_had() -> None:
     scorer, tests = enrolled("before")[0], draw(4, 12, seed=7)
-    assert_close(scorer.only("b")(tests), scorer(tests)[:, 1:2], rtol=1e-12, atol=1e-12)
+    assert torch.equal(scorer.only("b")(tests), scorer(tests)[:, 1:2])
 
 
 def test_models_go_through_kaldis_files(tmp_path: Path) -> None:
@@ -150,18 +150,3 @@ def test_what_does_not_fit_is_refused() -> None:
     with pytest.raises(ValueError, match="'before' or 'after', got 'mean'"):
         PLDA(averaged="mean")  # type: ignore[arg-type]
     assert PLDA.of(torch.zeros(12), torch.zeros(5, 12), plda).embedding_size == 12
-
-
-def test_scores_of_many_dimensions_keep_their_digits_in_single_precision() -> None:
-    plda = kaldi.PLDAModel(draw(200, seed=2), torch.eye(200, dtype=torch.float64), 5 * draw(200, seed=1).abs())
-    scorer = PLDA.of(draw(200, seed=4), torch.eye(200, 201, dtype=torch.float64), plda, "before")
-    embeddings = 3 * draw(30, 200, seed=6)
-    scores = []
-    for made in (scorer.float(), scorer.double()):
-        made.enroll(embeddings.to(made.psi.dtype), [str(i % 7) for i in range(30)])
-        scores.append(made(embeddings.to(made.psi.dtype)))
-    vectors, (mean, variance) = scorer.project(embeddings).unsqueeze(1), scorer.models.unbind(1)
-    other = vectors.square() / (1 + scorer.psi) + (1 + scorer.psi).log()
-    plain = 0.5 * (other - (vectors - mean).square() / variance - variance.log()).sum(2)
-    assert_close(scores[1], plain, rtol=1e-9, atol=1e-9)
-    assert_close(scores[0].double(), plain, rtol=1e-4, atol=1e-3)

@@ -4,7 +4,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import soundfile
 import torch
 from pytorch_lightning import Trainer
 from sklearn.metrics import roc_curve
@@ -218,33 +217,3 @@ def test_a_nan_embedding_is_told_and_ends_no_training(root: Path) -> None:
         trainer = small(root, Broken(part="development"), development_fraction=0.3)
     assert trainer.callback_metrics["verification/eer"].isnan()
     assert trainer.callback_metrics["verification/min_dcf"].isnan()
-
-
-@pytest.mark.parametrize(
-    ("name", "shape", "message"),
-    [
-        ("short.wav", (100,), "'short.wav' has 100 samples, this recognizer needs at least"),
-        ("stereo.wav", (16_000, 2), "stereo.wav has 2 channels, expected 1"),
-    ],
-)
-def test_a_trial_that_can_not_be_scored_stops_the_training_before_it_begins(
-    root: Path, tmp_path: Path, name: str, shape: tuple[int, ...], message: str
-) -> None:
-    noise = torch.randn(shape, generator=torch.Generator().manual_seed(0)).numpy()
-    soundfile.write(tmp_path / name, 0.1 * noise, 16_000)
-    one, other = sorted((root / "test").glob("*/*"))[:2]
-    (tmp_path / "list.txt").write_text(f"1 {one} {other}\n0 {one} {name}\n")
-    callback = VerificationEER("list.txt", tmp_path)
-    with pytest.raises(ValueError, match=message):
-        small(root, callback)
-
-
-def test_each_file_of_a_list_is_opened_once(root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (one, other), opened, info = sorted((root / "test").glob("*"))[:2], [], audio.info
-    files = [*sorted(one.glob("*"))[:2], sorted(other.glob("*"))[0]]
-    (tmp_path / "list.txt").write_text(
-        "".join(f"1 {files[0]} {files[1]}\n0 {files[0]} {files[2]}\n" for _ in range(30))
-    )
-    monkeypatch.setattr(audio, "info", lambda path: opened.append(path) or info(path))
-    read_trials(tmp_path / "list.txt", tmp_path)
-    assert sorted(opened) == files

@@ -72,13 +72,6 @@ class VerificationEER(Callback):
         else:
             root = data.root if self.root is None else self.root
             self._found = read_trials(root / self.trials, root, data.resample)
-        recognizer: Any = pl_module.recognizer
-        shortest = min(self._found.utterances, key=lambda utterance: utterance.frames)
-        if shortest.frames < recognizer.minimum_samples:
-            raise ValueError(
-                f"Trial utterance '{shortest.name}' has {shortest.frames} samples, this recognizer needs at least "
-                f"{recognizer.minimum_samples}: leave its trials out"
-            )
 
     def on_validation_batch_end(
         self,

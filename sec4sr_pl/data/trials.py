@@ -176,8 +176,9 @@ def read_trials(path: Path, root: Path, resample: bool = False) -> Trials:
         AudioError: a file that is not there or not audio.
     """
     trials = read_list(path)
-    files = {file for _, *pair in trials for file in pair}  # of which a long list has few
-    return _pair_up(trials, {file: _utterance(file, root / file, resample) for file in files}).check(path)
+    return _pair_up(
+        trials, {file: _utterance(file, root / file, resample) for _, *pair in trials for file in pair}
+    ).check(path)
 
 
 def _pair_up(trials: Sequence[tuple[bool, str, str]], files: Mapping[str, Utterance]) -> Trials:
@@ -194,8 +195,6 @@ def _utterance(name: str, path: Path, resample: bool) -> Utterance:
     header = audio.info(path)
     if header.rate != SAMPLE_RATE and not resample:
         raise DataError(f"{path} has {header.rate} samples a second, expected {SAMPLE_RATE}: convert it")
-    if header.channels != 1:
-        raise audio.AudioError(f"{path} has {header.channels} channels, expected 1: mix it down to mono")
     return Utterance(name, path.parent.name, path, 0, audio.samples_at_16_khz(header.frames, header.rate), header.rate)
 
 

@@ -82,35 +82,13 @@ def open_set_errors(decisions: Tensor, labels: Tensor) -> OpenSetErrors:
     return OpenSetErrors(*rates(*_open_set_counts(decisions, labels)))
 
 
-def directed_attack_success(benign: Tensor, adversarial: Tensor, labels: Tensor) -> OpenSetErrors:
-    """Rates at which an attack reached each goal, among the utterances decided correctly before it.
-
-    Strangers who are then accepted, enrolled speakers who are rejected, and those who are taken for another.
-
-    Args:
-        benign: (batch,) decisions before the attack, speakers or `REJECT`.
-        adversarial: (batch,) decisions under attack.
-        labels: (batch,) true speakers, or `REJECT`.
-
-    Raises:
-        ValueError: shapes that differ.
-    """
-    return OpenSetErrors(*rates(*_open_set_counts(adversarial, labels, benign)))
-
-
-def _open_set_counts(decisions: Tensor, labels: Tensor, benign: Tensor | None = None) -> tuple[Tensor, Tensor]:
-    """How often each error was made, and how often it could have been, (3,) each; where benign decisions were right."""
+def _open_set_counts(decisions: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    """How often each error was made, and how often it could have been, (3,) each."""
     if decisions.dim() != 1 or decisions.shape != labels.shape:
         raise ValueError(f"expected a decision for each label, got {tuple(decisions.shape)} for {tuple(labels.shape)}")
     (enrolled, confused), accepted = _identified(decisions, labels), decisions != REJECT
-    wrong = torch.stack([accepted & ~enrolled, ~accepted & enrolled, confused & enrolled])
-    chances = torch.stack([~enrolled, enrolled, enrolled])
-    if benign is None:
-        return wrong.sum(1), chances.sum(1)
-    if benign.shape != labels.shape:
-        raise ValueError(f"expected a benign decision for each label, got {tuple(benign.shape)}")
-    right = benign == labels
-    return (wrong & right).sum(1), (chances & right).sum(1)
+    wrong = [accepted & ~enrolled, ~accepted & enrolled, confused & enrolled]
+    return torch.stack(wrong).sum(1), torch.stack([~enrolled, enrolled, enrolled]).sum(1)
 
 
 class OpenSetErrorRates(ErrorRates):
@@ -125,13 +103,3 @@ class OpenSetErrorRates(ErrorRates):
     def compute(self) -> OpenSetErrors:
         """Return rates, NaN where nobody could make an error."""
         return OpenSetErrors(*rates(self.errors, self.chances))
-
-
-class DirectedAttackSuccess(OpenSetErrorRates):
-    """Rates at which an attack reached each goal, over all utterances seen: `directed_attack_success`."""
-
-    higher_is_better = None
-
-    def update(self, benign: Tensor, adversarial: Tensor, labels: Tensor) -> None:  # type: ignore[override]
-        """Count a batch, three (batch,) int64."""
-        self._count(*_open_set_counts(adversarial, labels, benign))
