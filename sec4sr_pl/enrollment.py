@@ -177,15 +177,16 @@ def trial_scores(
     max_seconds: float | None = None,
 ) -> tuple[Tensor, Tensor]:
     """The score of each trial, whose first utterances are enrolled, (trials, 1), and its label, 0 or `REJECT`."""
+    scorer = enrollable(recognizer)
     tests, rows = torch.unique(trials.pairs[:, 1], return_inverse=True)
     utterances = shortened((trials.utterances[index] for index in tests.tolist()), max_seconds)
     data = Utterances(utterances, [REJECT] * len(tests), resample)
     embeddings = embed(recognizer, data, batch_size, seed, label="calibration")
-    column = {name: index for index, name in enumerate(recognizer.scorer.speakers)}
-    claimed = torch.tensor([[column[trials.utterances[index].name]] for index in trials.pairs[:, 0].tolist()])
-    parts = torch.split(torch.arange(len(rows)), batch_size)  # all scores would be many
-    scores = [recognizer.scorer(embeddings[rows[part]]).cpu().gather(1, claimed[part]) for part in parts]
-    return torch.cat(scores), torch.where(trials.target, 0, REJECT)
+    place = {name: index for index, name in enumerate(scorer.speakers)}
+    columns = torch.tensor([place[trials.utterances[index].name] for index in trials.pairs[:, 0].tolist()])
+    parts = zip(*(torch.split(index.to(embeddings.device), 1024) for index in (rows, columns)), strict=True)
+    scores = [scorer.claimed(embeddings[row], column).cpu() for row, column in parts]  # all embeddings would be many
+    return torch.cat(scores).unsqueeze(1), torch.where(trials.target, 0, REJECT)
 
 
 def enrollable(recognizer: Recognizer) -> EnrolledScorer:

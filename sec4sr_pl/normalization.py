@@ -140,8 +140,9 @@ class Normalized(EnrolledScorer):
         if self.cohort_size:
             self.cohort_models = torch.vmap(self.scorer.model)(self.cohort.unsqueeze(1))
         if self.cohort_size and self.scorer.speakers:
-            mean, scale = moments(self.scorer(self.cohort).T, self.top)
-            self.speaker_mean, self.speaker_scale = mean.squeeze(1), scale.squeeze(1)
+            parts = torch.split(self.scorer.models, 256)  # of speakers, all scores would be many
+            found = [moments(self.scorer.against(self.cohort, models).T, self.top) for models in parts]
+            self.speaker_mean, self.speaker_scale = (torch.cat(part).squeeze(1) for part in zip(*found, strict=True))
 
     def model(self, embeddings: Tensor) -> Tensor:
         """As the scorer does."""
@@ -158,16 +159,20 @@ class Normalized(EnrolledScorer):
                 "Normalized has no cohort: call take_cohort(embeddings), or name its data by --cohort of "
                 "python -m sec4sr_pl.enrollment"
             )
-        scores, normalized = self.scorer(embeddings), []
+        return self._normalize(self.scorer(embeddings), embeddings, self.speaker_mean, self.speaker_scale)
+
+    def claimed(self, embeddings: Tensor, columns: Tensor) -> Tensor:
+        """As in the base, normalized."""
+        scores = self.scorer.claimed(embeddings, columns).unsqueeze(1)
+        statistics = self.speaker_mean[columns, None], self.speaker_scale[columns, None]
+        return self._normalize(scores, embeddings, *statistics).squeeze(1)
+
+    def _normalize(self, scores: Tensor, embeddings: Tensor, speaker_mean: Tensor, speaker_scale: Tensor) -> Tensor:
+        """(batch, models) scores, with the statistics of these models, of one shape with them or (models,)."""
+        normalized = []
         if self.kind in ("z", "s"):
-            normalized.append((scores - self.speaker_mean) * self.speaker_scale)
+            normalized.append((scores - speaker_mean) * speaker_scale)
         if self.kind in ("t", "s"):
-            mean, scale = moments(self._against_cohort(embeddings), self.top)
+            mean, scale = moments(self.scorer.against(embeddings, self.cohort_models), self.top)
             normalized.append((scores - mean) * scale)
         return torch.stack(normalized).mean(0)
-
-    def _against_cohort(self, embeddings: Tensor) -> Tensor:
-        """(batch, cohort) scores of utterances against models of one utterance of each of the cohort."""
-        against = copy.copy(self.scorer)
-        against._buffers = {**self.scorer._buffers, "models": self.cohort_models}
-        return against.compare(embeddings)

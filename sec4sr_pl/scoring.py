@@ -172,6 +172,17 @@ class EnrolledScorer(Scorer):
             )
         return self.compare(embeddings)
 
+    def against(self, embeddings: Tensor, models: Tensor) -> Tensor:
+        """(batch, models) scores of (batch, embedding_size), against others than the enrolled speakers' models."""
+        other = copy.copy(self)
+        other._buffers = {**self._buffers, "models": models}
+        return other.compare(embeddings)
+
+    def claimed(self, embeddings: Tensor, columns: Tensor) -> Tensor:
+        """(batch,) scores of (batch, embedding_size), of each against the one speaker of its column."""
+        alone = torch.vmap(lambda embedding, model: self.against(embedding[None], model[None])[0, 0])
+        return alone(embeddings, self.models[columns])
+
     @abstractmethod
     def model(self, embeddings: Tensor) -> Tensor:
         """(utterances, embedding_size) of one speaker -> what to compare with."""
@@ -190,7 +201,9 @@ class Cosine(EnrolledScorer):
 
     def compare(self, embeddings: Tensor) -> Tensor:
         """Cosines in [-1, 1]."""
-        return functional.normalize(embeddings) @ self.models.T
+        with torch.autocast(embeddings.device.type, enabled=False):  # bfloat16 knows cosines to two digits
+            cosines: Tensor = functional.normalize(embeddings.to(self.models.dtype)) @ self.models.T
+        return cosines
 
 
 class PLDA(EnrolledScorer):
@@ -326,14 +339,16 @@ class PLDA(EnrolledScorer):
         return torch.stack([trust * vector, 1.0 + self.psi / (count * self.psi + 1.0)])
 
     def compare(self, embeddings: Tensor) -> Tensor:
-        """Log-likelihood ratios."""
+        """Log-likelihood ratios, as products of (batch, size) with (size, speakers)."""
         with torch.autocast(embeddings.device.type, enabled=False):
-            vectors = self.project(embeddings.to(self.psi.dtype)).unsqueeze(1)
-            mean, variance = self.models.unbind(1)
-            anyone = 1.0 + self.psi
-            other = vectors.square() / anyone + anyone.log()
-            same = (vectors - mean).square() / variance + variance.log()
-            ratios: Tensor = 0.5 * (other - same).sum(2)
+            vectors = self.project(embeddings.to(self.psi.dtype))
+            exact = vectors.double()  # the three terms nearly cancel where speakers differ much
+            mean, variance = self.models.double().unbind(1)
+            anyone = 1.0 + self.psi.double()
+            squares = exact.square() @ (1.0 / anyone - 1.0 / variance).T
+            products = exact @ (mean / variance).T
+            constants = anyone.log().sum() - (variance.log() + mean.square() / variance).sum(1)
+            ratios = (0.5 * (squares + constants) + products).to(vectors.dtype)
         return ratios
 
 

@@ -24,8 +24,10 @@ from torchmetrics import Metric, MetricCollection
 from torchmetrics.functional.classification import binary_eer
 
 from sec4sr_pl.metrics import (
+    AttackDirectionRates,
     AttackSuccessRate,
     DetectionErrorRates,
+    DetectionErrorTradeoff,
     EqualErrorRate,
     IdentificationErrorRate,
     MinDCF,
@@ -461,6 +463,7 @@ def rounds() -> list[dict[str, tuple[Tensor, ...]]]:
                 "scores": (target[:0] if i == 1 else target, nontarget),
                 "flags": (flags[0], flags[1]),
                 "decisions": tuple(torch.randint(-1, 3, (2, 9), generator=generator)),
+                "attacks": tuple(torch.randint(-1, 3, (3, 99), generator=generator)),
                 "waveforms": (adversarial, original, torch.tensor([12_000, 12_800 if i != 1 else 300])),
             }
         )
@@ -469,9 +472,10 @@ def rounds() -> list[dict[str, tuple[Tensor, ...]]]:
 
 def metrics() -> dict[str, list[Metric]]:
     return {
-        "scores": [EqualErrorRate(), MinDCF(target_prior=0.1), DetectionErrorRates(0.1)],
+        "scores": [EqualErrorRate(), MinDCF(target_prior=0.1), DetectionErrorRates(0.1), DetectionErrorTradeoff()],
         "flags": [AttackSuccessRate()],
         "decisions": [IdentificationErrorRate(), OpenSetErrorRates()],
+        "attacks": [AttackDirectionRates()],
         "waveforms": [
             SignalToNoiseRatio(),
             PerceptualEvaluationOfSpeechQuality(),

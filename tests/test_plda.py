@@ -113,7 +113,7 @@ def test_autocast_changes_no_scores() -> None:
 
 
 def test_one_speaker_alone_has_the_column_it_had() -> None:
-    scorer, tests = enrolled("before")[0], draw(4, 12, seed=7)
+    scorer, tests = enrolled("before")[0].float(), draw(4, 12, seed=7).float()
     assert torch.equal(scorer.only("b")(tests), scorer(tests)[:, 1:2])
 
 

@@ -59,7 +59,7 @@ class VerificationEER(Callback):
         """Find the trials before training begins.
 
         Raises:
-            ValueError: trials that can't be used.
+            ValueError: trials that can't be used, or an utterance that is too short for the recognizer.
         """
         data = trainer.datamodule  # type: ignore[attr-defined]
         if not isinstance(data, SpeakerData):
@@ -72,6 +72,13 @@ class VerificationEER(Callback):
         else:
             root = data.root if self.root is None else self.root
             self._found = read_trials(root / self.trials, root, data.resample)
+        recognizer: Any = pl_module.recognizer
+        shortest = min(self._found.utterances, key=lambda utterance: utterance.frames)
+        if shortest.frames < recognizer.minimum_samples:
+            raise ValueError(
+                f"Utterance '{shortest.name}' of the trials has {shortest.frames} samples, this recognizer needs at "
+                f"least {recognizer.minimum_samples}: leave it out or join it with another"
+            )
 
     def on_validation_batch_end(
         self,

@@ -3,6 +3,7 @@
 import csv
 import os
 import shlex
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from pathlib import Path, PurePath
@@ -176,9 +177,7 @@ def _read_headers(files: Iterable[Path], cache: Path) -> list[tuple[int, int]]:
     """Frames and rate of each file; kept in the cache where that can be written."""
     headers = []
     for path in files:
-        header = audio.info(path)
-        if header.channels != 1:
-            raise audio.AudioError(f"{path} has {header.channels} channels, expected 1: mix it down to mono")
+        header = mono(path)
         headers.append((header.frames, header.rate))
     # a read-only home only costs the next scan
     with suppress(OSError), whole(cache, shared=True) as partial, partial.open("w", newline="") as file:
@@ -186,12 +185,31 @@ def _read_headers(files: Iterable[Path], cache: Path) -> list[tuple[int, int]]:
     return headers
 
 
+def mono(path: Path) -> audio.AudioInfo:
+    """The header of a file with one channel.
+
+    Raises:
+        AudioError: as `audio.info`, or a file with more.
+    """
+    header = audio.info(path)
+    if header.channels != 1:
+        raise audio.AudioError(f"{path} has {header.channels} channels, expected 1: mix it down to mono")
+    return header
+
+
+def directory(utterance: Utterance) -> PurePath:
+    """Where an utterance's file lies; of one in a shard, where it lay before."""
+    path = utterance.path
+    return path.parent if isinstance(path, Path) else (path.archive.parent / path.name).parent
+
+
 def split_development(
     utterances: Sequence[Utterance], fraction: float, minimum: int
 ) -> tuple[list[Utterance], list[Utterance]]:
     """Divide the training utterances into a training and a development part, speaker by speaker.
 
-    Of a speaker with several utterances the last ones are held out, of a speaker with one its last stretch.
+    Of a speaker with several utterances the last ones are held out, in turn from each of the folders (sessions) they
+    lie in; of a speaker with one its last stretch.
 
     Args:
         utterances: sorted.
@@ -205,9 +223,10 @@ def split_development(
     development: list[Utterance] = []
     for own in speakers.values():
         if len(own) > 1:
-            held_out = min(max(1, round(len(own) * fraction)), len(own) - 1)
-            train += own[:-held_out]
-            development += own[-held_out:]
+            count = min(max(1, round(len(own) * fraction)), len(own) - 1)
+            held_out = set(_last_in_turn(own)[:count])
+            for place, utterance in enumerate(own):
+                (development if place in held_out else train).append(utterance)
         else:
             (whole,) = own
             stretch = min(max(int(whole.frames * fraction), minimum), whole.frames // 2)
@@ -215,6 +234,17 @@ def split_development(
             train.append(whole._replace(frames=cut))
             development.append(whole._replace(name=f"{whole.name}-dev", start=whole.start + cut, frames=stretch))
     return train, development
+
+
+def _last_in_turn(utterances: Sequence[Utterance]) -> list[int]:
+    """Places of utterances: the last of each folder, from the last folder on, then those before them, and so on."""
+    seen: Counter[PurePath] = Counter()
+    turns = []
+    for place in reversed(range(len(utterances))):
+        session = directory(utterances[place])
+        turns.append((seen[session], -place))
+        seen[session] += 1
+    return [-place for _, place in sorted(turns)]
 
 
 def listed(utterances: Sequence[Utterance], path: Path) -> list[Utterance]:

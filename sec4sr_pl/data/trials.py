@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from sec4sr_pl import audio
-from sec4sr_pl.data.manifest import DataError, Utterance, utterance_name
+from sec4sr_pl.data.manifest import DataError, Utterance, directory, mono, utterance_name
 from sec4sr_pl.types import SAMPLE_RATE
 
 
@@ -157,10 +157,8 @@ def find_trials(path: Path, utterances: Iterable[Utterance], nested: bool = Fals
 
 def _lies_where(utterance: Utterance, file: str) -> bool:
     """Whether the folders before a file's name are the last of those in which the utterance lies."""
-    path = utterance.path
-    place = path if isinstance(path, Path) else path.archive.parent / path.name
     folders = PurePosixPath(file).parts[:-1]
-    return not folders or place.absolute().parts[:-1][-len(folders) :] == folders
+    return not folders or Path(directory(utterance)).absolute().parts[-len(folders) :] == folders
 
 
 def read_trials(path: Path, root: Path, resample: bool = False) -> Trials:
@@ -173,12 +171,11 @@ def read_trials(path: Path, root: Path, resample: bool = False) -> Trials:
 
     Raises:
         DataError: as `read_list`, trials of one kind only, or a file of another sample rate.
-        AudioError: a file that is not there or not audio.
+        AudioError: a file that is not there, not audio, or not mono.
     """
     trials = read_list(path)
-    return _pair_up(
-        trials, {file: _utterance(file, root / file, resample) for _, *pair in trials for file in pair}
-    ).check(path)
+    files = sorted({file for _, *pair in trials for file in pair})
+    return _pair_up(trials, {file: _utterance(file, root / file, resample) for file in files}).check(path)
 
 
 def _pair_up(trials: Sequence[tuple[bool, str, str]], files: Mapping[str, Utterance]) -> Trials:
@@ -192,7 +189,7 @@ def _pair_up(trials: Sequence[tuple[bool, str, str]], files: Mapping[str, Uttera
 
 
 def _utterance(name: str, path: Path, resample: bool) -> Utterance:
-    header = audio.info(path)
+    header = mono(path)
     if header.rate != SAMPLE_RATE and not resample:
         raise DataError(f"{path} has {header.rate} samples a second, expected {SAMPLE_RATE}: convert it")
     return Utterance(name, path.parent.name, path, 0, audio.samples_at_16_khz(header.frames, header.rate), header.rate)

@@ -23,11 +23,19 @@ from sec4sr_pl.metrics.identification import (
     identification_scores,
     open_set_errors,
 )
-from sec4sr_pl.metrics.robustness import AttackSuccessRate, attack_success_rate, r1_score
+from sec4sr_pl.metrics.robustness import (
+    AttackDirectionRates,
+    AttackDirections,
+    AttackSuccessRate,
+    attack_directions,
+    attack_success_rate,
+    r1_score,
+)
 from sec4sr_pl.metrics.verification import (
     DETCurve,
     DetectionErrorRates,
     DetectionErrors,
+    DetectionErrorTradeoff,
     EqualErrorRate,
     MinDCF,
     det_curve,
@@ -40,9 +48,12 @@ from sec4sr_pl.metrics.verification import (
 )
 
 __all__ = [
+    "AttackDirectionRates",
+    "AttackDirections",
     "AttackSuccessRate",
     "DETCurve",
     "DetectionErrorRates",
+    "DetectionErrorTradeoff",
     "DetectionErrors",
     "EqualErrorRate",
     "Fraction",
@@ -53,6 +64,7 @@ __all__ = [
     "PerceptualEvaluationOfSpeechQuality",
     "ShortTimeObjectiveIntelligibility",
     "SignalToNoiseRatio",
+    "attack_directions",
     "attack_success_rate",
     "det_curve",
     "detection_errors",

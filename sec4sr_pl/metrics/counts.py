@@ -60,7 +60,7 @@ class ErrorRates(Metric):
     """Counts errors of several kinds, and how often each could have been made."""
 
     is_differentiable = False
-    higher_is_better = False
+    higher_is_better: bool | None = False
     full_state_update = False
     kinds: ClassVar[int]
     errors: Tensor

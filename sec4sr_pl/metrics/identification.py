@@ -82,13 +82,22 @@ def open_set_errors(decisions: Tensor, labels: Tensor) -> OpenSetErrors:
     return OpenSetErrors(*rates(*_open_set_counts(decisions, labels)))
 
 
-def _open_set_counts(decisions: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-    """How often each error was made, and how often it could have been, (3,) each."""
+def open_set_flags(decisions: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    """Of each utterance, which of the errors was made, and which could have been, (3, batch) bool each.
+
+    Arguments and errors are those of `open_set_errors`, whose order is that of the kinds.
+    """
     if decisions.dim() != 1 or decisions.shape != labels.shape:
         raise ValueError(f"expected a decision for each label, got {tuple(decisions.shape)} for {tuple(labels.shape)}")
     (enrolled, confused), accepted = _identified(decisions, labels), decisions != REJECT
     wrong = [accepted & ~enrolled, ~accepted & enrolled, confused & enrolled]
-    return torch.stack(wrong).sum(1), torch.stack([~enrolled, enrolled, enrolled]).sum(1)
+    return torch.stack(wrong), torch.stack([~enrolled, enrolled, enrolled])
+
+
+def _open_set_counts(decisions: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    """How often each error was made, and how often it could have been, (3,) each."""
+    wrong, possible = open_set_flags(decisions, labels)
+    return wrong.sum(1), possible.sum(1)
 
 
 class OpenSetErrorRates(ErrorRates):

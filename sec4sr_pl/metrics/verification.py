@@ -241,7 +241,7 @@ class _Trials(Metric):
     """Keeps the scores of all trials, in the precision of the metric (`set_dtype`), float32 unless told."""
 
     is_differentiable = False
-    higher_is_better = False
+    higher_is_better: bool | None = False
     full_state_update = False
     target_scores: list[Tensor]
     nontarget_scores: list[Tensor]
@@ -286,3 +286,13 @@ class MinDCF(_Trials):
     def compute(self) -> Tensor:
         """Return () float in [0, 1], NaN where there are no targets or no nontargets."""
         return min_dcf(*self._scores(), self.target_prior, self.miss_cost, self.false_alarm_cost)
+
+
+class DetectionErrorTradeoff(_Trials):
+    """The curve of detection error tradeoff, over all trials seen: `det_curve`."""
+
+    higher_is_better = None
+
+    def compute(self) -> DETCurve:
+        """Return (points,) each; rates are NaN where there are no scores of their kind."""
+        return det_curve(*self._scores())
