@@ -113,26 +113,16 @@ def evaluate(
             )
         recognizer = recognizer.with_defenses(defenses)
     claims = claims or part == "trials"
-    closed = bool(recognizer.scorer.threshold == -torch.inf)
-    if claims and closed:
+    if claims and recognizer.scorer.threshold == -torch.inf:
         raise ValueError("A claim is decided by a threshold, and this recognizer has none: enroll it with --task SV")
     exact_arithmetic(fabric.device, threads)
     recognizer.to(fabric.device)
     data.prepare_data()
     if part == "trials":
         utterances, labels = tried(recognizer, data, limit, batch_size, seed)
-        utterances = selected(utterances, None, max_seconds)
+        utterances = shortened(utterances, max_seconds)
     else:
-        data.connect(recognizer.scorer.speakers)
-        utterances = selected(data.utterances(part), limit, max_seconds)
-        labels = label(utterances, recognizer.scorer.speakers, closed and not data.open_set)
-        if utterances and max(labels) == REJECT:
-            warnings.warn(
-                f"None of the {len(recognizer.scorer.speakers)} enrolled speakers is heard in the part {part}: all are "
-                "imposters, and the figures tell of their rejection alone. Evaluate it on data with its speakers",
-                stacklevel=2,
-            )
-        check_strangers(recognizer.scorer, {utterance.speaker for utterance in utterances}, f"the part {part}")
+        utterances, labels = heard(recognizer.scorer, data, part, limit, max_seconds)
         if claims:
             utterances, labels = everybody(utterances, labels, recognizer.scorer.speakers)
     campaign = Campaign(
@@ -153,6 +143,31 @@ def evaluate(
     fabric.launch()
     work(campaign, fabric)
     return report(campaign, output, target_prior) if fabric.is_global_zero else None
+
+
+def heard(
+    scorer: Scorer, data: SpeakerData, part: str, limit: int | None, max_seconds: float | None
+) -> tuple[list[Utterance], list[int]]:
+    """The utterances of a part of the data, and which of the recognizer's speakers is heard in each.
+
+    Raises:
+        ValueError: speakers whose scores set the threshold.
+
+    Warns:
+        UserWarning: no enrolled speaker is among them, or one of the cohort.
+    """
+    data.connect(scorer.speakers)
+    utterances = selected(data.utterances(part), limit, max_seconds)
+    closed = bool(scorer.threshold == -torch.inf)
+    labels = label(utterances, scorer.speakers, closed and not data.open_set)
+    if utterances and max(labels) == REJECT:
+        warnings.warn(
+            f"None of the {len(scorer.speakers)} enrolled speakers is heard in the part {part}: all are imposters, and "
+            "the figures tell of their rejection alone. Evaluate it on data with its speakers",
+            stacklevel=2,
+        )
+    check_strangers(scorer, {utterance.speaker for utterance in utterances}, f"the part {part}")
+    return utterances, labels
 
 
 def tried(
