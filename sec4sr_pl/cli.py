@@ -27,7 +27,7 @@ import sec4sr_pl.losses  # noqa: F401  imported, so that YAML may name classes w
 from sec4sr_pl.allocator import keep_large_blocks
 from sec4sr_pl.callbacks import StopOnSigterm, WandbRun
 from sec4sr_pl.checkpoint import WholeCheckpoints, read_checkpoint
-from sec4sr_pl.command import unwrapped
+from sec4sr_pl.command import at_home, unwrapped
 from sec4sr_pl.data import SpeakerData
 from sec4sr_pl.training import SpeakerModule
 
@@ -99,6 +99,7 @@ class SpeakerCLI(LightningCLI):
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
         """Find the file that `--ckpt_path last` means, and go on with the W&B run of the checkpoint."""
         super().parse_arguments(parser, args)
+        self.config = at_home(self.config)
         config = self.config.get(self.config.get("subcommand"))
         if config is None or config.ckpt_path is None:
             return

@@ -1,9 +1,11 @@
 """A function as a command: its arguments from YAML and flags, its errors in one line."""
 
 import argparse
+import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import TypeVar
+from pathlib import Path
+from typing import Any, TypeVar
 
 from jsonargparse import ActionConfigFile, ArgumentParser  # type: ignore[attr-defined]
 
@@ -15,6 +17,19 @@ def unwrapped(error: BaseException) -> BaseException:
     while str(error).startswith("Does not validate against any of the Union subtypes") and error.__cause__ is not None:
         error = error.__cause__
     return error
+
+
+def at_home(config: Any) -> Any:
+    """A configuration in which `~/` at the beginning of a path or a string is the user's home, as in a shell."""
+    if isinstance(config, argparse.Namespace):
+        return type(config)(**{name: at_home(value) for name, value in vars(config).items()})
+    if isinstance(config, dict):
+        return {name: at_home(value) for name, value in config.items()}
+    if isinstance(config, (list, tuple)):
+        return type(config)(map(at_home, config))
+    if isinstance(config, (str, Path)) and (config == Path("~") or str(config).startswith("~/")):
+        return type(config)(os.path.expanduser(config))
+    return config
 
 
 @contextmanager
@@ -41,6 +56,7 @@ def command(
     args: list[str] | None = None,
     configs: str | None = None,
     resumes: bool = True,
+    positional: bool = False,
 ) -> Result:
     """Call a function with arguments of the command line; an error of its user ends it with one line and status 1.
 
@@ -51,12 +67,13 @@ def command(
         args: None: those of the process.
         configs: the folder of YAML files for it, where there is one.
         resumes: as in `one_line_errors`.
+        positional: arguments without a default are given in their order, without their names.
     """
     parser = ArgumentParser(prog=prog, description=description)
     example = "" if configs is None else f", e.g. one of {configs}"
     parser.add_argument("--config", action=ActionConfigFile, help=f"a YAML file of arguments{example}")
-    parser.add_function_arguments(function, fail_untyped=False, sub_configs=True)
-    config = parser.parse_args(args)
+    parser.add_function_arguments(function, as_positional=positional, fail_untyped=False, sub_configs=True)
+    config = at_home(parser.parse_args(args))
     with one_line_errors(parser, resumes):
         values = parser.instantiate(config).as_dict()
         values.pop("config", None)

@@ -23,7 +23,7 @@ from urllib.request import Request, urlopen
 import rich.progress
 from rich.console import Console
 
-from sec4sr_pl.command import one_line_errors
+from sec4sr_pl.command import at_home, one_line_errors
 from sec4sr_pl.data.manifest import DataError
 
 TRIES = 6
@@ -281,7 +281,7 @@ def main(args: list[str] | None = None) -> None:
     )
     parser.add_argument("names", nargs="+", choices=SEC4SR, metavar="NAME", help="one of the names below")
     parser.add_argument("--root", type=Path, default=Path("data"), help="folder of the data (default: data)")
-    options = parser.parse_args(args)
+    options = at_home(parser.parse_args(args))
     with one_line_errors(parser):
         for name in options.names:
             folder = options.root / name

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from rich.console import Console
 
 from sec4sr_pl import audio
-from sec4sr_pl.command import one_line_errors
+from sec4sr_pl.command import at_home, one_line_errors
 from sec4sr_pl.data.download import Archive, fetch, open_archive
 from sec4sr_pl.data.manifest import DataError
 from sec4sr_pl.files import whole
@@ -261,7 +261,7 @@ def main(args: list[str] | None = None) -> None:
     parser.add_argument("name", choices=("mini", "spk251"), help="the data set to make")
     parser.add_argument("--root", type=Path, default=Path("data"), help="folder of the data (default: data)")
     parser.add_argument("--archives", type=Path, help="folder of LibriSpeech's .tar.gz files (default: ROOT)")
-    options = parser.parse_args(args)
+    options = at_home(parser.parse_args(args))
     archives = options.root if options.archives is None else options.archives
     with one_line_errors(parser):
         if options.name == "mini":

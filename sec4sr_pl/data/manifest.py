@@ -46,7 +46,7 @@ class Utterance(NamedTuple):
 
 def find_root(root: Path | None) -> Path:
     """The folder of the data: `root`, else the variable SEC4SR_DATA, else `data`."""
-    return Path(root if root is not None else os.environ.get("SEC4SR_DATA", "data"))
+    return Path(root if root is not None else os.environ.get("SEC4SR_DATA", "data")).expanduser()
 
 
 def utterance_name(path: PurePath, nested: bool) -> str:
@@ -130,7 +130,7 @@ def scan(root: Path, split: str, resample: bool = False, nested: bool = False) -
 def _scan_files(files: Sequence[Path], nested: bool) -> list[Utterance]:
     stamps = [(path, path.stat()) for path in files]
     signature = key(*((path, stat.st_size, stat.st_mtime_ns) for path, stat in stamps))
-    cache = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "sec4sr_pl" / f"{signature:016x}.csv"
+    cache = Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")).expanduser() / "sec4sr_pl" / f"{signature:016x}.csv"
     headers = _read_cache(cache, len(files)) or _read_headers(files, cache)
     return [
         Utterance(
