@@ -1,7 +1,9 @@
 """Audio files: the only code that knows containers, sample rates and 16-bit integers."""
 
 import io
+import math
 import os
+import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import lru_cache
@@ -20,6 +22,26 @@ from sec4sr_pl.files import whole
 from sec4sr_pl.types import SAMPLE_RATE
 
 EXTENSIONS = (".wav", ".flac")
+CONVERT = "python -m sec4sr_pl.data.prepare"
+"""The command that makes 16 kHz mono flac of other files."""
+CONTAINERS = {
+    b"NIST": "NIST SPHERE",
+    b"FORM": "AIFF",
+    b".snd": "AU",
+    b"riff": "W64",
+    b"RIFX": "RIFX",
+    b"OggS": "Ogg",
+    b"caff": "CAF",
+    b"ID3\x03": "MP3",
+    b"ID3\x04": "MP3",
+}
+"""The first bytes of files that are often called .wav, and what they are: whether one was cut, nobody can tell."""
+PIECE = 1 << 24
+"""Samples that are decoded at once: a header that announces more than there are takes no memory for them."""
+RATES = range(1_000, 1_000_001)
+"""Samples a second of recordings."""
+KERNEL = 1 << 24
+"""Taps of the largest filter that resamples, about; 44,100 Hz needs 160 · 441."""
 FULL_SCALE = 32_768
 """16-bit steps from 0 to full scale."""
 
@@ -75,7 +97,7 @@ def info(path: Path | Member) -> AudioInfo:
     """Read the header of an audio file.
 
     Raises:
-        AudioError: a file that is missing, empty or not audio.
+        AudioError: a file that is missing, no regular file, empty, truncated, or neither wav (RIFF, RF64) nor flac.
     """
     with _opened(path) as file:
         return _header(file, path)
@@ -84,27 +106,61 @@ def info(path: Path | Member) -> AudioInfo:
 @contextmanager
 def _opened(path: Path | Member) -> Iterator[BinaryIO]:
     try:
-        file = path.open("rb")
+        file = path.open("rb") if isinstance(path, Member) else _open(path)
     except OSError as error:
-        reason = f"can't be read ({error})" if path.exists() else "does not exist"
+        reason = f"can't be read ({error.strerror or error})"
+        if not path.exists():
+            reason = "is a link to nothing" if isinstance(path, Path) and path.is_symlink() else "does not exist"
         raise AudioError(f"{path} {reason}: expected a wav or flac file; replace or remove it") from error
     with file:
         yield file
 
 
-def _header(file: BinaryIO, path: Path | Member) -> AudioInfo:
-    """The header of an open file, which is left at its beginning."""
-    try:
-        header = soundfile.info(file)
-    except soundfile.LibsndfileError as error:
-        reason = f"can't be read ({error})" if file.seek(0, os.SEEK_END) else "is empty"
-        raise AudioError(f"{path} {reason}: expected a wav or flac file; replace or remove it") from error
-    if header.frames < 1:
-        raise AudioError(f"{path} holds no samples: replace or remove it")
-    if header.frames >= 1 << 62:  # libsndfile's word for a flac stream that was never told its length
-        raise AudioError(f"{path} does not say how many samples it holds, expected their number: encode it again")
+def _open(path: Path) -> BinaryIO:
+    """A regular file: a pipe would be waited for, and a device may be anything."""
+    mode = path.stat().st_mode
+    if not stat.S_ISREG(mode):
+        raise OSError("it is a folder" if stat.S_ISDIR(mode) else "it is a pipe, a socket or a device")
+    return open(path, "rb", buffering=0, opener=lambda name, flags: os.open(name, flags | os.O_NONBLOCK))
+
+
+def _source(file: BinaryIO) -> BinaryIO | int:
+    """An open file from its beginning, as libsndfile takes it: by its descriptor, if it has one, which is faster."""
     file.seek(0)
-    return AudioInfo(header.frames, header.samplerate, header.channels)
+    return file if isinstance(file, io.BytesIO) else file.fileno()
+
+
+def _header(file: BinaryIO, path: Path | Member) -> AudioInfo:
+    """The header of an open file."""
+    start = file.read(12)
+    if not start:
+        raise AudioError(f"{path} is empty: expected a wav or flac file; replace or remove it")
+    if start[:4] != b"fLaC" and not (start[:4] in (b"RIFF", b"RF64") and start[8:] == b"WAVE"):
+        kind = CONTAINERS.get(start[:4])
+        reason = f"can't be read (its first bytes are {start[:4]!r})" if kind is None else f"holds {kind}"
+        raise AudioError(f"{path} {reason}: expected a wav or flac file; convert it ({CONVERT}), or remove it")
+    try:
+        with soundfile.SoundFile(_source(file), closefd=False) as header:
+            frames, rate, channels = header.frames, header.samplerate, header.channels
+    except soundfile.SoundFileError as error:
+        raise AudioError(
+            f"{path} can't be read ({_reason(error)}): expected a wav or flac file; replace or remove it"
+        ) from error
+    if frames < 1:
+        raise AudioError(f"{path} holds no samples: replace or remove it")
+    if frames >= 1 << 62:  # libsndfile's word for a flac stream that was never told its length
+        raise AudioError(f"{path} does not say how many samples it holds, expected their number: encode it again")
+    common = math.gcd(rate, SAMPLE_RATE)
+    if rate not in RATES or rate // common * (SAMPLE_RATE // common) > KERNEL:
+        raise AudioError(f"{path} has {rate} samples a second, a rate of no recording: replace it")
+    if missing := _missing_bytes(file):
+        raise AudioError(f"{path} is truncated: its header announces {missing} bytes more than it has; replace it")
+    return AudioInfo(frames, rate, channels)
+
+
+def _reason(error: Exception) -> str:
+    """What libsndfile says, without the object that Python opened."""
+    return str(getattr(error, "error_string", error)).strip().rstrip(".")
 
 
 def read(path: Path | Member, start: int = 0, frames: int | None = None, resample: bool = False) -> Tensor:
@@ -136,8 +192,6 @@ def read(path: Path | Member, start: int = 0, frames: int | None = None, resampl
                 f"{path} has {header.rate} samples a second, expected {SAMPLE_RATE}: convert it, or ask for "
                 "resample=True"
             )
-        if missing := _missing_bytes(file):
-            raise AudioError(f"{path} is truncated: its header announces {missing} bytes more than it has; replace it")
         total = samples_at_16_khz(header.frames, header.rate)
         end = max(start, total) if frames is None else start + frames
         if end > total:
@@ -146,9 +200,11 @@ def read(path: Path | Member, start: int = 0, frames: int | None = None, resampl
             )
         wanted = end - start if same_rate else header.frames
         try:
-            samples, _ = soundfile.read(file, wanted, start if same_rate else 0, dtype="float32")
-        except (soundfile.LibsndfileError, RuntimeError) as error:
-            raise AudioError(f"{path} can't be decoded ({error}): it is damaged or truncated, replace it") from error
+            samples = _decode(file, start if same_rate else 0, wanted)
+        except soundfile.SoundFileError as error:
+            raise AudioError(
+                f"{path} can't be decoded ({_reason(error)}): it is damaged or truncated, replace it"
+            ) from error
     if len(samples) != wanted:
         raise AudioError(f"{path} is truncated: expected {wanted} samples, {len(samples)} could be read; replace it")
     waveform = torch.from_numpy(samples)
@@ -162,6 +218,17 @@ def read(path: Path | Member, start: int = 0, frames: int | None = None, resampl
     return waveform
 
 
+def _decode(file: BinaryIO, start: int, frames: int) -> NDArray[np.float32]:
+    """(time,) samples of an open file; fewer where it ends before."""
+    pieces = []
+    for begin in range(start, start + max(frames, 1), PIECE):
+        wanted = min(start + frames - begin, PIECE)
+        pieces.append(soundfile.read(_source(file), wanted, begin, dtype="float32", closefd=False)[0])
+        if len(pieces[-1]) < wanted:
+            break
+    return pieces[0] if len(pieces) == 1 else np.concatenate(pieces)
+
+
 def decode(data: bytes) -> NDArray[np.int16]:
     """(time,) samples of a 16-bit mono file at 16 kHz, in memory, as they are stored.
 
@@ -172,17 +239,20 @@ def decode(data: bytes) -> NDArray[np.int16]:
         with soundfile.SoundFile(io.BytesIO(data)) as file:
             form = (file.samplerate, file.channels, file.subtype)
             samples: NDArray[np.int16] = file.read(dtype="int16")
-    except (soundfile.LibsndfileError, RuntimeError) as error:
-        raise AudioError(f"Expected a whole wav or flac file, it can't be decoded ({error})") from error
+    except soundfile.SoundFileError as error:
+        raise AudioError(f"Expected a whole wav or flac file, it can't be decoded ({_reason(error)})") from error
     if form != (SAMPLE_RATE, 1, "PCM_16"):
         raise AudioError(f"Expected {SAMPLE_RATE} samples a second, 1 channel and PCM_16, got {form}")
     return samples
 
 
-def encode(samples: NDArray[np.int16]) -> bytes:
-    """A 16 kHz flac file of (time,) samples, in memory; `decode` gives them back."""
+def encode(samples: NDArray[np.generic], container: str = "FLAC", subtype: str = "PCM_16") -> bytes:
+    """A 16 kHz file of (time,) samples, in memory; `decode` gives 16-bit ones back.
+
+    It is written by Python, whose errors (a full disk) are OSErrors that name the file.
+    """
     file = io.BytesIO()
-    soundfile.write(file, samples, SAMPLE_RATE, subtype="PCM_16", format="FLAC")
+    soundfile.write(file, samples, SAMPLE_RATE, subtype=subtype, format=container)
     return file.getvalue()
 
 
@@ -192,23 +262,24 @@ def samples_at_16_khz(frames: int, rate: int) -> int:
 
 
 def _missing_bytes(file: BinaryIO) -> int:
-    """By how much the data chunk of a wav file announces more than the file has (libsndfile does not mind).
-
-    The file is open, and is left at its beginning.
-    """
-    end, missing = file.seek(0, os.SEEK_END), 0
+    """By how much the data chunk of a wav file announces more than the file has (libsndfile does not mind)."""
+    end = file.seek(0, os.SEEK_END)
     file.seek(0)
-    if file.read(4) == b"RIFF":
-        file.seek(12)
-        while len(chunk := file.read(8)) == 8:
-            announced = int.from_bytes(chunk[4:], "little")
-            if chunk[:4] == b"data":
-                streamed = announced == 0xFFFFFFFF  # written to a pipe, its length never filled in
-                missing = 0 if streamed else max(0, file.tell() + announced - end)
-                break
-            file.seek(announced + announced % 2, os.SEEK_CUR)
-    file.seek(0)
-    return missing
+    if file.read(4) not in (b"RIFF", b"RF64"):
+        return 0
+    file.seek(12)
+    large = 0
+    while len(chunk := file.read(8)) == 8:
+        announced = int.from_bytes(chunk[4:], "little")
+        if chunk[:4] == b"ds64":  # of RF64: the sizes that 32 bits can't hold
+            large = int.from_bytes(file.read(16)[8:], "little")
+            file.seek(-16, os.SEEK_CUR)
+        if chunk[:4] == b"data":
+            if announced == 0xFFFFFFFF:  # in RF64 it is above; else written to a pipe, its length never filled in
+                announced = large
+            return max(0, file.tell() + announced - end)
+        file.seek(announced + announced % 2, os.SEEK_CUR)
+    return 0
 
 
 def on_grid(waveform: Tensor) -> bool:
@@ -256,4 +327,4 @@ def write_adversarial(path: Path, adversarial: Tensor, original: Tensor, epsilon
     else:
         samples, subtype = adversarial.float().cpu().numpy(), "FLOAT"
     with whole(path, shared=True) as partial:
-        soundfile.write(str(partial), samples, SAMPLE_RATE, subtype=subtype, format="WAV")
+        partial.write_bytes(encode(samples, "WAV", subtype))

@@ -11,10 +11,10 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-import soundfile  # type: ignore[import-untyped, unused-ignore]
 from numpy.typing import NDArray
 from scipy.signal import resample_poly  # type: ignore[import-untyped, unused-ignore]
 
+from sec4sr_pl import audio
 from sec4sr_pl.types import SAMPLE_RATE
 
 _log = logging.getLogger(__name__)
@@ -117,7 +117,7 @@ def synthesize(root: Path, split: str, speakers: int, utterances: int, seed: int
                 generator = np.random.default_rng([seed, index, number])
                 signal = _utterance(_sentence(sentences[number * len(SPEAKERS) + index]), speaker, generator)
                 path = made / speaker.name / f"{speaker.name}-{number:04d}.wav"
-                soundfile.write(str(path), np.rint(signal * 32_768).astype(np.int16), SAMPLE_RATE, subtype="PCM_16")
+                path.write_bytes(audio.encode(np.rint(signal * 32_768).astype(np.int16), "WAV"))
                 samples += signal.size
         (made / ".synthesis.json").write_text(json.dumps(recipe))
         if not _made_by(folder, recipe):  # another process may have been faster
