@@ -8,12 +8,13 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path
-from typing import BinaryIO, NamedTuple
+from typing import BinaryIO, Literal, NamedTuple
 
 import numpy as np
 import soundfile
 import torch
 from numpy.typing import NDArray
+from scipy.io import wavfile  # type: ignore[import-untyped, unused-ignore]
 from torch import Tensor
 from torch.nn.functional import pad
 from torchaudio.functional import resample as resample_waveform
@@ -81,10 +82,10 @@ class Member(NamedTuple):
         Raises:
             OSError: an archive that is missing or too short.
         """
-        data = os.pread(_archive(self.archive).fileno(), self.size, self.offset)
-        if len(data) < self.size:
-            raise OSError(f"{self.archive} ends {self.size - len(data)} bytes too early: it is truncated")
-        return io.BytesIO(data)
+        archive = _archive(self.archive).fileno()
+        if (missing := self.offset + self.size - os.fstat(archive).st_size) > 0:
+            raise OSError(f"{self.archive} ends {missing} bytes too early: it is truncated")
+        return io.BytesIO(os.pread(archive, self.size, self.offset))
 
 
 @lru_cache(maxsize=256)
@@ -246,13 +247,17 @@ def decode(data: bytes) -> NDArray[np.int16]:
     return samples
 
 
-def encode(samples: NDArray[np.generic], container: str = "FLAC", subtype: str = "PCM_16") -> bytes:
+def encode(samples: NDArray[np.generic], container: Literal["FLAC", "WAV"] = "FLAC") -> bytes:
     """A 16 kHz file of (time,) samples, in memory; `decode` gives 16-bit ones back.
 
-    It is written by Python, whose errors (a full disk) are OSErrors that name the file.
+    It is written by Python, whose errors (a full disk) are OSErrors that name the file. A wav file has the type of the
+    samples; libsndfile would write the time into one of float32.
     """
     file = io.BytesIO()
-    soundfile.write(file, samples, SAMPLE_RATE, subtype=subtype, format=container)
+    if container == "WAV":
+        wavfile.write(file, SAMPLE_RATE, samples)
+    else:
+        soundfile.write(file, samples, SAMPLE_RATE, subtype="PCM_16", format=container)
     return file.getvalue()
 
 
@@ -320,11 +325,8 @@ def write_adversarial(path: Path, adversarial: Tensor, original: Tensor, epsilon
         epsilon: fraction of full scale, or inf.
     """
     if on_grid(original):
-        samples: NDArray[np.generic] = (
-            (round_inside_ball(adversarial, original, epsilon).double() * FULL_SCALE).to(torch.int16).cpu().numpy()
-        )
-        subtype = "PCM_16"
+        samples = (round_inside_ball(adversarial, original, epsilon).double() * FULL_SCALE).to(torch.int16)
     else:
-        samples, subtype = adversarial.float().cpu().numpy(), "FLOAT"
-    with whole(path, shared=True) as partial:
-        partial.write_bytes(encode(samples, "WAV", subtype))
+        samples = adversarial.float()
+    with whole(path) as partial:
+        partial.write_bytes(encode(samples.cpu().numpy(), "WAV"))

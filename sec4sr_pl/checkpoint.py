@@ -3,7 +3,6 @@
 import hashlib
 import inspect
 import io
-import os
 import re
 from collections.abc import Mapping, Sequence
 from importlib import import_module
@@ -91,10 +90,8 @@ def rebuild(description: Any, trusted: Sequence[str] = ("sec4sr_pl",)) -> Any:
         raise CheckpointError(f"The checkpoint's arguments do not fit the class {path}: {error}") from error
 
 
-def write_whole(path: Path, content: Any) -> None:
+def write_whole(path: str | Path, content: Any) -> None:
     """Save what torch.save takes; the file appears under its name only when it is whole and on the disk.
-
-    A killed process leaves at most a hidden `.<name>.partial` behind, which the next one writes over.
 
     Raises:
         OSError: the file can't be written; one of that name is as it was.
@@ -102,10 +99,8 @@ def write_whole(path: Path, content: Any) -> None:
     buffer = io.BytesIO()
     torch.save(content, buffer)
     try:
-        with whole(path) as partial, partial.open("wb") as file:
-            file.write(buffer.getbuffer())
-            file.flush()
-            os.fsync(file.fileno())
+        with whole(path) as partial:
+            partial.write_bytes(buffer.getbuffer())
     except OSError as error:
         raise OSError(
             f"The checkpoint {path} can't be written ({error.strerror}); one that was there is whole: "
@@ -113,7 +108,7 @@ def write_whole(path: Path, content: Any) -> None:
         ) from error
 
 
-def save_recognizer(recognizer: Recognizer, path: Path) -> None:
+def save_recognizer(recognizer: Recognizer, path: str | Path) -> None:
     """Write a recognizer, whole or not at all; errors are those of `write_whole`."""
     weights = {name: tensor.detach().cpu() for name, tensor in recognizer.state_dict().items()}
     write_whole(path, {"recognizer": describe(recognizer), "state_dict": weights})
@@ -127,15 +122,16 @@ class WholeCheckpoints(TorchCheckpointIO):
         if "://" in str(path) or storage_options is not None:
             super().save_checkpoint(checkpoint, path, storage_options)
         else:
-            write_whole(Path(path), checkpoint)
+            write_whole(path, checkpoint)
 
 
-def read_checkpoint(path: Path) -> dict[str, Any]:
+def read_checkpoint(path: str | Path) -> dict[str, Any]:
     """The content of a checkpoint, which can't run code; checked against the SHA256SUMS beside it that names it.
 
     Raises:
         CheckpointError: no such file, another checksum, damaged, or one that holds code.
     """
+    path = Path(path)
     if not path.is_file():
         raise CheckpointError(f"There is no checkpoint {path}")
     expected = read_checksums(path.parent).get(path.name)
@@ -147,13 +143,13 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
     return content
 
 
-def load_recognizer(path: Path, trusted: Sequence[str] = ("sec4sr_pl",)) -> Recognizer:
+def load_recognizer(path: str | Path, trusted: Sequence[str] = ("sec4sr_pl",)) -> Recognizer:
     """The recognizer of a file of `save_recognizer` or of training, in eval mode on the CPU.
 
     Raises:
         CheckpointError: as `read_checkpoint` and `rebuild`; also weights that do not fit the description.
     """
-    content = read_checkpoint(Path(path))
+    content = read_checkpoint(path)
     recognizer = rebuild(content["recognizer"], trusted)
     if not isinstance(recognizer, Recognizer):
         raise CheckpointError(f"{path} describes a {type(recognizer).__name__}, expected a Recognizer")

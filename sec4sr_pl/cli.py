@@ -1,6 +1,5 @@
 """The command line of training: LightningCLI, with the data's speakers linked to the classifier head."""
 
-import errno
 import netrc
 import os
 import signal
@@ -29,6 +28,7 @@ from sec4sr_pl.callbacks import StopOnSigterm, WandbRun
 from sec4sr_pl.checkpoint import WholeCheckpoints, read_checkpoint
 from sec4sr_pl.command import at_home, unwrapped
 from sec4sr_pl.data import SpeakerData
+from sec4sr_pl.files import check_writable
 from sec4sr_pl.training import SpeakerModule
 
 
@@ -122,24 +122,14 @@ class SpeakerCLI(LightningCLI):
         for callback in trainer.checkpoint_callbacks if self.subcommand == "fit" else []:
             folder = callback.dirpath if isinstance(callback, ModelCheckpoint) else None
             if folder is not None and "://" not in str(folder):
-                check_writable(Path(folder))
+                try:
+                    check_writable(Path(folder) / "last.ckpt")
+                except OSError as error:
+                    raise OSError(
+                        f"Checkpoints can't be kept in {folder} ({error.strerror}): name another dirpath of "
+                        f"{type(callback).__name__}"
+                    ) from error
         return trainer
-
-
-def check_writable(folder: Path) -> None:
-    """Make a folder for checkpoints.
-
-    Raises:
-        OSError: it can't be made or written to.
-    """
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        if not os.access(folder, os.W_OK):
-            raise PermissionError(errno.EACCES, "not writable")
-    except OSError as error:
-        raise OSError(
-            f"Checkpoints can't be kept in {folder} ({error.strerror}): name another dirpath of ModelCheckpoint"
-        ) from error
 
 
 def last_line(error: BaseException) -> str:

@@ -1,26 +1,120 @@
-"""Files that are whole or not there."""
+"""Files that are whole or not there, and names that stay inside their folder."""
 
+import errno
+import hashlib
 import os
+import re
+import secrets
+import stat
+import time
 from collections.abc import Iterator
-from contextlib import contextmanager
-from pathlib import Path
+from contextlib import contextmanager, suppress
+from glob import escape
+from pathlib import Path, PurePath
+
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+"""What the system says of a disk without room."""
+STALE = 3600.0
+"""Seconds without a write after which a hidden file was left by a kill."""
+LONGEST = 200
+"""Bytes of a file's name, which leaves room for what is put before and behind it."""
+KINDS = {
+    stat.S_IFLNK: "a symbolic link",
+    stat.S_IFDIR: "a folder",
+    stat.S_IFIFO: "a pipe",
+    stat.S_IFSOCK: "a socket",
+    stat.S_IFCHR: "a device",
+    stat.S_IFBLK: "a device",
+}
 
 
 @contextmanager
-def whole(path: Path, shared: bool = False) -> Iterator[Path]:
-    """A hidden name beside a file, to write to; at the end of the block it takes the file's place.
+def whole(path: str | Path) -> Iterator[Path]:
+    """An empty hidden file beside a file, to write to; at the end of the block it is on the disk and takes its place.
 
-    An error leaves the file as it was, and nothing else. A kill leaves `.<name>.partial` as well, which the next
-    process writes over.
+    Each call has a hidden file of its own, so several may write one file: a reader meets one of them, whole. An error
+    leaves the file as it was, and nothing else. A kill leaves `.<name>.<random>.partial` as well, which a later call
+    for the same file removes once it is an hour old.
 
     Args:
         path: of the file, whose folder is made if missing.
-        shared: several processes may write the file at once: each has a hidden name of its own, `.<name>.<process>`.
+
+    Raises:
+        OSError: it can't be written, or something else than a plain file has the name.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.{os.getpid() if shared else 'partial'}")
+    path = Path(path)
+    partial = _begin(path)
     try:
         yield partial
+        with partial.open("rb+") as file:
+            os.fsync(file.fileno())
         partial.replace(path)
+    except OSError as error:
+        if error.errno in FULL:  # a write that fails does not say where
+            raise OSError(error.errno, error.strerror, str(path)) from error
+        raise
     finally:
         partial.unlink(missing_ok=True)
+
+
+def check_writable(path: str | Path) -> None:
+    """Try what `whole` will do, before the work whose result it is to write.
+
+    Raises:
+        OSError: as `whole`.
+    """
+    _begin(Path(path)).unlink()
+
+
+def refuse_others(path: Path) -> None:
+    """Refuse to write where something else than a plain file has the name.
+
+    Raises:
+        FileExistsError: a link, a folder, a device or a pipe.
+    """
+    try:
+        kind = stat.S_IFMT(path.lstat().st_mode)
+    except FileNotFoundError:
+        return
+    if kind != stat.S_IFREG:
+        raise FileExistsError(errno.EEXIST, f"Expected a file or a free name, got {KINDS[kind]}", str(path))
+
+
+def _begin(path: Path) -> Path:
+    """An empty file of a name that nobody can know before, with the mode that the umask gives."""
+    beginning = path.name[: LONGEST // 4]
+    try:
+        refuse_others(path)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        for left in path.parent.glob(f".{escape(beginning)}.*.partial"):
+            with suppress(OSError):  # gone, or not ours
+                if time.time() - left.lstat().st_mtime > STALE:
+                    left.unlink()
+        partial = path.with_name(f".{beginning}.{secrets.token_hex(8)}.partial")
+        partial.touch(exist_ok=False)  # exclusive: neither another's file nor where a link points
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, str(path)) from error
+    return partial
+
+
+def inside(folder: Path, name: str | PurePath) -> Path:
+    """The path of a relative name in a folder.
+
+    Raises:
+        ValueError: a name that may lead out of it.
+    """
+    if PurePath(name).is_absolute() or ".." in PurePath(name).parts or "\0" in str(name):
+        raise ValueError(f"Expected the name of something inside {folder}, got '{name}'")
+    return folder / name
+
+
+def filename(name: str) -> str:
+    """A name as that of a file, one of its own: what could lead out of a folder becomes %XX, and much is cut.
+
+    Most names stay as they are, with spaces, `#`, `~` and letters of any script.
+    """
+    safe = re.sub(r"^\.|[%/\\\x00-\x1f\x7f\ud800-\udfff]", lambda found: f"%{ord(found[0]):02X}", name) or "%"
+    encoded = safe.encode()
+    if len(encoded) <= LONGEST:
+        return safe
+    return f"{encoded[: LONGEST - 66].decode(errors='ignore')}%%{hashlib.sha256(encoded).hexdigest()}"

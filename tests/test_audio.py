@@ -418,12 +418,21 @@ def test_a_failed_write_leaves_no_half_file_and_the_old_one_whole(
     assert {name: (tmp_path / name).read_bytes() for name in names(tmp_path)} == before
 
 
-def test_a_full_disk_is_an_error_and_leaves_nothing(tmp_path: Path) -> None:
+def test_a_float32_file_does_not_tell_when_it_was_written(tmp_path: Path) -> None:
+    sounds = torch.linspace(-0.5, 0.5, 16_000)
+    written = []
+    for name in ("a.wav", "b.wav"):
+        audio.write_adversarial(tmp_path / name, sounds, sounds, EPSILON)
+        written.append((tmp_path / name).read_bytes())
+    assert written[0] == written[1] and b"PEAK" not in written[0]  # libsndfile's chunk, which holds the second
+
+
+def test_a_full_disk_is_an_error_that_names_the_file_and_leaves_nothing(tmp_path: Path) -> None:
     original = torch.from_numpy(integers(200_000)).float() / 32_768
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (300_000, hard))  # as if the disk were full there
     try:
-        with pytest.raises(OSError, match="File too large"):
+        with pytest.raises(OSError, match=f"'{tmp_path}/a.wav'"):
             audio.write_adversarial(tmp_path / "a.wav", original, original, EPSILON)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))

@@ -15,7 +15,7 @@ from test_data import batches, by_name
 
 from sec4sr_pl import audio
 from sec4sr_pl.checkpoint import checksum
-from sec4sr_pl.data import Background, VoxCeleb
+from sec4sr_pl.data import Background, SpeakerData, VoxCeleb
 from sec4sr_pl.data import shards as packing
 from sec4sr_pl.data.manifest import DataError
 from sec4sr_pl.data.shards import convert, main, pack
@@ -236,3 +236,36 @@ def test_the_command_converts_and_tells_how_to_go_on(
     with pytest.raises(SystemExit) as stop:
         main(["--data=VoxCeleb", f"--data.root={tmp_path}", f"--output={tmp_path / 'other'}"])
     assert stop.value.code == 1 and "There is no folder" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("wrong", ["../outside", "/outside"])
+def test_splits_and_lists_that_lead_out_of_the_output_are_refused_before_anything_is_written(
+    wrong: str, voxceleb: Path, tmp_path: Path
+) -> None:
+    for data, splits in ((VoxCeleb(voxceleb), [wrong]), (VoxCeleb(voxceleb, trials=voxceleb / ".." / "x.txt"), None)):
+        with pytest.raises(ValueError, match="Expected the name of something inside"):
+            convert(data, tmp_path / "made" / "out", splits)
+    assert not [*tmp_path.iterdir()]
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        "a,ann,16000,16000,../00000.tar,ann/a.wav,100,512",
+        "a,ann,16000,16000,/00000.tar,ann/a.wav,100,512",
+        "a,ann,16000,16000,00000.tar,../../a.wav,100,512",
+        "a,ann,16000,16000,00000.tar,ann/a.wav,-1,512",
+        "a,ann,-1,16000,00000.tar,ann/a.wav,100,512",
+    ],
+)
+def test_an_index_that_points_out_of_its_folder_or_before_its_beginning_is_refused(row: str, tmp_path: Path) -> None:
+    (tmp_path / "test").mkdir()
+    (tmp_path / "test" / "index.csv").write_text(f"{row}\n")
+    with pytest.raises(DataError, match=r"index.csv has the row"):
+        SpeakerData(tmp_path).utterances("test")
+
+
+def test_an_index_that_promises_more_than_there_is_takes_no_memory(tmp_path: Path) -> None:
+    (tmp_path / "00000.tar").write_bytes(bytes(1_000))
+    with pytest.raises(audio.AudioError, match="ends 1000000000000 bytes too early"):
+        audio.read(audio.Member(tmp_path / "00000.tar", "a.wav", 500, 10**12 + 500))

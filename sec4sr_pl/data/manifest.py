@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 from sec4sr_pl import audio
 from sec4sr_pl.draws import key
-from sec4sr_pl.files import whole
+from sec4sr_pl.files import inside, whole
 from sec4sr_pl.types import REJECT, SAMPLE_RATE
 
 COMMANDS = {
@@ -156,8 +156,11 @@ def read_index(folder: Path) -> list[Utterance]:
         for row in csv.reader(file):
             try:
                 name, speaker, frames, rate, shard, path, size, offset = row
-                member = audio.Member(folder / shard, path, int(offset), int(size))
+                inside(folder, path)  # where it lay before, and will if it is unpacked
+                member = audio.Member(inside(folder, shard), path, int(offset), int(size))
                 utterances.append(Utterance(name, speaker, member, 0, int(frames), int(rate)))
+                if min(member.offset, member.size, *utterances[-1][3:]) < 0:
+                    raise ValueError("a negative number")
             except ValueError as error:
                 raise DataError(f"{folder / INDEX} has the row {row}: make the shards again") from error
     return utterances
@@ -180,7 +183,7 @@ def _read_headers(files: Iterable[Path], cache: Path) -> list[tuple[int, int]]:
         header = mono(path)
         headers.append((header.frames, header.rate))
     # a read-only home only costs the next scan
-    with suppress(OSError), whole(cache, shared=True) as partial, partial.open("w", newline="") as file:
+    with suppress(OSError), whole(cache) as partial, partial.open("w", newline="") as file:
         csv.writer(file).writerows(headers)
     return headers
 

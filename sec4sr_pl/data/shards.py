@@ -10,7 +10,6 @@ processes, on which an exact resume rests. WebDataset can read these tar files a
 """
 
 import csv
-import os
 import shutil
 import tarfile
 from collections.abc import Callable, Iterator, Sequence
@@ -24,7 +23,7 @@ from sec4sr_pl.checkpoint import CHECKSUMS, checksum
 from sec4sr_pl.command import command
 from sec4sr_pl.data import SpeakerData
 from sec4sr_pl.data.manifest import INDEX, DataError, Utterance
-from sec4sr_pl.files import whole
+from sec4sr_pl.files import inside, whole
 
 
 def convert(data: SpeakerData, output: Path, splits: list[str] | None = None, megabytes: int = 1_000) -> None:
@@ -41,20 +40,21 @@ def convert(data: SpeakerData, output: Path, splits: list[str] | None = None, me
 
     Raises:
         DataError: files that can't be used, or shards of other utterances in the output.
-        ValueError: shards without a size.
+        ValueError: shards without a size, or a split or a list whose place would be outside the output.
     """
     if megabytes < 1:
         raise ValueError(f"Expected shards of at least 1 megabyte, got {megabytes}")
     if data.root.resolve() == output.resolve():
         raise DataError(f"Expected another folder than that of the data, got {output} for both")
+    folders = {split: inside(output, split) for split in (data.splits if splits is None else splits)}
+    lists = {path: inside(output, path.relative_to(data.root)) for path in data.lists if path.is_relative_to(data.root)}
     data.prepare_data()
-    for split in data.splits if splits is None else splits:
-        pack(data.scan(split), data.root / split, output / split, megabytes * 1_000_000)
-    for path in data.lists:
-        if path.is_relative_to(data.root) and path.is_file():
-            target = output / path.relative_to(data.root)
-            target.parent.mkdir(parents=True, exist_ok=True)
-            shutil.copy(path, target)
+    for split, folder in folders.items():
+        pack(data.scan(split), data.root / split, folder, megabytes * 1_000_000)
+    for path, target in lists.items():
+        if path.is_file():
+            with whole(target) as partial:
+                shutil.copyfile(path, partial)
     Console().print(f"{output} is there: use it as --data.root", markup=False, soft_wrap=True)
 
 
@@ -94,7 +94,8 @@ def pack(utterances: Sequence[Utterance], source: Path, folder: Path, size: int)
             rows += written
             progress.update(task, completed=len(rows))
     if not (folder / INDEX).is_file() or read_rows(folder / INDEX) != rows:
-        (folder / CHECKSUMS).write_text("".join(f"{checksum(shard)}  {shard.name}\n" for shard in shards))
+        with whole(folder / CHECKSUMS) as partial:
+            partial.write_text("".join(f"{checksum(shard)}  {shard.name}\n" for shard in shards))
         write_rows(folder / INDEX, rows)
 
 
@@ -152,8 +153,6 @@ def write_rows(path: Path, rows: Sequence[Sequence[str]]) -> None:
     """Write a CSV file that appears under its name only when it is whole."""
     with whole(path) as partial, partial.open("w", newline="") as file:
         csv.writer(file).writerows(rows)
-        file.flush()
-        os.fsync(file.fileno())
 
 
 def main(args: list[str] | None = None) -> None:

@@ -21,7 +21,7 @@ from sec4sr_pl.attacks.written import as_written
 from sec4sr_pl.checkpoint import checksum, describe
 from sec4sr_pl.data.base import Utterances, collate
 from sec4sr_pl.draws import key
-from sec4sr_pl.files import whole
+from sec4sr_pl.files import filename, whole
 from sec4sr_pl.recognizer import Ensemble, Recognizer
 from sec4sr_pl.robustness.probe import ball, probed, shortened, steepness
 from sec4sr_pl.robustness.targets import Goal, choose_targets
@@ -41,7 +41,7 @@ class CampaignError(ValueError):
 
 def write_text(path: Path, text: str) -> None:
     """Write a file that appears under its name only when it is whole."""
-    with whole(path, shared=True) as partial:
+    with whole(path) as partial:
         partial.write_text(text, encoding="utf-8")
 
 
@@ -193,7 +193,7 @@ class Campaign:
 
     def unit(self, name: str, index: int) -> Path:
         """The file of an attack's records on a batch."""
-        return self.output / "records" / name / f"{index:05d}.jsonl"
+        return self.output / "records" / filename(name) / f"{index:05d}.jsonl"
 
     def records(self, name: str) -> Iterator[Record]:
         """All records of an attack, or of `benign`, in manifest order.
@@ -329,7 +329,8 @@ class Campaign:
     def audio(self, attack: Attack, position: int) -> Path:
         """Where the adversarial utterance lies: the layout of a split, one an attack."""
         utterance = self.data.utterances[position]
-        return self.output / "audio" / attack.name / utterance.speaker / f"{utterance.name}.wav"
+        folder = self.output / "audio" / filename(attack.name) / filename(utterance.speaker)
+        return folder / f"{filename(utterance.name)}.wav"
 
     def measure(
         self, waveforms: Tensor, batch: Batch, name: str, labels: Tensor
