@@ -14,6 +14,7 @@ from lightning_fabric.plugins import TorchCheckpointIO
 from torch import nn
 
 from sec4sr_pl.audio import Member
+from sec4sr_pl.command import command
 from sec4sr_pl.files import whole
 from sec4sr_pl.recognizer import Recognizer
 from sec4sr_pl.weights import CheckpointError as CheckpointError
@@ -200,7 +201,21 @@ def export(checkpoint: Path, destination: Path) -> None:
         partial.write_text("".join(f"{digest}  {name}\n" for name, digest in sorted(sums.items())))
 
 
-if __name__ == "__main__":
-    from jsonargparse import auto_cli
+def main(args: list[str] | None = None) -> None:
+    """Run the command line.
 
-    auto_cli(export, as_positional=True)
+    Args:
+        args: default: those of the process.
+    """
+    command(
+        export,
+        "python -m sec4sr_pl.checkpoint",
+        "Write the recognizer alone of a training checkpoint.",
+        args,
+        resumes=False,
+        positional=True,
+    )
+
+
+if __name__ == "__main__":
+    main()

@@ -2,8 +2,6 @@
 
 import netrc
 import os
-import signal
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -11,7 +9,7 @@ from urllib.parse import urlparse
 
 import yaml
 from lightning_fabric.utilities.exceptions import MisconfigurationException
-from lightning_utilities.core.rank_zero import rank_zero_info, rank_zero_only
+from lightning_utilities.core.rank_zero import rank_zero_info
 from pytorch_lightning import LightningModule, Trainer
 from pytorch_lightning.callbacks import ModelCheckpoint, RichProgressBar
 from pytorch_lightning.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
@@ -26,7 +24,7 @@ import sec4sr_pl.losses  # noqa: F401  imported, so that YAML may name classes w
 from sec4sr_pl.allocator import keep_large_blocks
 from sec4sr_pl.callbacks import StopOnSigterm, WandbRun
 from sec4sr_pl.checkpoint import WholeCheckpoints, read_checkpoint
-from sec4sr_pl.command import at_home, unwrapped
+from sec4sr_pl.command import Terminated, at_home, one_line_errors
 from sec4sr_pl.data import SpeakerData
 from sec4sr_pl.files import check_writable
 from sec4sr_pl.training import SpeakerModule
@@ -132,33 +130,31 @@ class SpeakerCLI(LightningCLI):
         return trainer
 
 
-def last_line(error: BaseException) -> str:
-    """What an error says, without the traceback that a loader's worker puts before it."""
-    text = str(error).strip()
-    return text.splitlines()[-1].partition(": ")[2] if text.startswith("Caught ") else text
-
-
 def train(args: list[str] | None = None) -> SpeakerCLI:
-    """Run the command line; what its user can mend ends it with one line on stderr and status 1, SIGTERM with 143.
+    """Run the command line; its errors are told as by `one_line_errors`.
 
     Args:
         args: default: those of the process.
     """
     keep_large_blocks()
-    try:
-        return SpeakerCLI(
-            SpeakerModule,
-            SpeakerData,
-            subclass_mode_data=True,
-            save_config_callback=LoggedConfig,
-            save_config_kwargs={"overwrite": True},
-            seed_everything_default=0,
-            auto_configure_optimizers=False,
-            args=args,
-        )
-    except SIGTERMException as stop:
-        signal.signal(signal.SIGTERM, signal.SIG_IGN)  # when one process is through, its launcher sends another
-        rank_zero_only(sys.stderr.write)(f"train.py: {stop}\n")
-        raise SystemExit(128 + signal.SIGTERM) from stop
-    except (ValueError, OSError, ImportError, MisconfigurationException) as error:
-        raise SystemExit(f"train.py: error: {last_line(unwrapped(error))}") from error
+    with one_line_errors("train.py", "--ckpt_path last goes on from the last checkpoint, where they are kept"):
+        try:
+            return SpeakerCLI(
+                SpeakerModule,
+                SpeakerData,
+                subclass_mode_data=True,
+                save_config_callback=LoggedConfig,
+                save_config_kwargs={"overwrite": True},
+                seed_everything_default=0,
+                auto_configure_optimizers=False,
+                parser_kwargs={"exit_on_error": False},
+                args=args,
+            )
+        except SIGTERMException as stop:
+            raise Terminated(str(stop)) from stop
+        except MisconfigurationException as error:
+            raise ValueError(error) from error
+        except SystemExit as stop:  # Lightning ends so on Ctrl-C
+            if isinstance(stop.__context__, KeyboardInterrupt):
+                raise KeyboardInterrupt from stop
+            raise

@@ -1,6 +1,11 @@
 """What goes wrong inside a class that a command line names is said in one line, without the configuration around it."""
 
+import json
+import os
+import signal
 import warnings
+from argparse import ArgumentError
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -8,11 +13,13 @@ from conftest import MakeRecognizer
 from test_enrollment import write_ivector_models
 from test_spk10 import root as root  # fixtures
 from test_spk10 import voices as voices
+from torch.utils.data import DataLoader, Dataset
 
-from sec4sr_pl import enrollment, evaluation
+from sec4sr_pl import checkpoint, enrollment, evaluation
 from sec4sr_pl.checkpoint import save_recognizer
 from sec4sr_pl.cli import train
-from sec4sr_pl.command import unwrapped
+from sec4sr_pl.command import LENGTH, TRACEBACK, Terminated, one_line_errors, unwrapped
+from sec4sr_pl.data.manifest import DataError
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 BACKBONE, FEATURES = ("--recognizer.init_args." + part for part in ("backbone", "features"))
@@ -68,10 +75,13 @@ def test_the_cause_of_a_failed_evaluation_is_its_only_line(capsys: pytest.Captur
     assert line.startswith("evaluate.py: error: Expected a step of 1 to 32768")
 
 
-def test_the_cause_of_failed_data_is_all_that_training_says(tmp_path: Path) -> None:
+def test_the_cause_of_failed_data_is_all_that_training_says(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     config = CONFIGS / "train" / "mini_natural.yaml"
-    with pytest.raises(SystemExit, match=r"^train\.py: error: Expected batch sizes and crops_per_utterance >= 1 and n"):
+    with pytest.raises(SystemExit) as stopped:
         train(["fit", f"--config={config}", f"--data.init_args.root={tmp_path}", "--data.init_args.batch_size=0"])
+    said = capsys.readouterr().err.splitlines()[-1]
+    assert stopped.value.code == 1
+    assert said.startswith("train.py: error: Expected batch sizes and crops_per_utterance >= 1 and n")
 
 
 def test_a_command_asks_nothing_deprecated_of_its_parser(
@@ -84,3 +94,123 @@ def test_a_command_asks_nothing_deprecated_of_its_parser(
         warnings.filterwarnings("error", "(?s).*deprecated in v", DeprecationWarning)
         enrollment.main(["--data=Spk10", *flags, f"--output={tmp_path / 'ready.ckpt'}"])
     assert (tmp_path / "ready.ckpt").exists()
+
+
+# The guard around every command
+
+
+def ended(error: BaseException, capsys: pytest.CaptureFixture[str]) -> tuple[object, str]:
+    """The status of a command in which something is raised, and its line on stderr."""
+    with pytest.raises(SystemExit) as stopped, one_line_errors("prog"):
+        raise error
+    (line,) = capsys.readouterr().err.splitlines()
+    return stopped.value.code, line
+
+
+@pytest.mark.parametrize(
+    ("error", "status", "said"),
+    [
+        (DataError("a file\nis  stereo"), 1, "prog: error: a file is stereo"),
+        (
+            OSError(28, "No space left on device", "a.wav"),
+            1,
+            "prog: error: [Errno 28] No space left on device: 'a.wav'",
+        ),
+        (ArgumentError(None, "no such flag"), 2, "prog: error: no such flag; see prog --help"),
+        (KeyError("x"), 1, "prog: error: KeyError: 'x' (SEC4SR_TRACEBACK=1 shows where)"),
+        (MemoryError(), 1, "prog: error: MemoryError (SEC4SR_TRACEBACK=1 shows where)"),
+        (ValueError(), 1, "prog: error: ValueError (SEC4SR_TRACEBACK=1 shows where)"),
+        (ValueError("a file called \x1b[2J"), 1, r"prog: error: a file called \x1b[2J"),
+        (KeyboardInterrupt(), 130, "prog: interrupted; the same command goes on with what is there"),
+    ],
+    ids=lambda value: type(value).__name__,
+)
+def test_whatever_is_raised_is_one_line_and_a_status(
+    error: BaseException, status: int, said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert ended(error, capsys) == (status, said)
+
+
+def test_a_long_error_keeps_its_beginning_and_its_end(capsys: pytest.CaptureFixture[str]) -> None:
+    _, line = ended(ValueError("begins " + "x" * 10 * LENGTH + " ends"), capsys)
+    assert len(line) < LENGTH + 50 and "begins" in line and line.endswith(" ends")
+
+
+class Damaged(Dataset[int]):
+    """One item, which can't be read."""
+
+    def __init__(self, error: Exception) -> None:
+        self.error = error
+
+    def __len__(self) -> int:
+        return 1
+
+    def __getitem__(self, index: int) -> int:
+        raise self.error
+
+
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        (DataError("a.wav is stereo"), "a.wav is stereo"),
+        (KeyError("x"), "KeyError: 'x' (SEC4SR_TRACEBACK=1 shows where)"),
+        (json.JSONDecodeError("Expecting value", "", 0), "Expecting value: line 1 column 1 (char 0)"),
+    ],
+)
+def test_an_error_of_a_loaders_worker_is_told_without_its_traceback(
+    error: Exception, said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit), one_line_errors("prog"):
+        next(iter(DataLoader(Damaged(error), num_workers=1)))
+    assert said in capsys.readouterr().err
+    assert len(capsys.readouterr().err.splitlines()) <= 1
+
+
+def test_a_variable_shows_the_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(TRACEBACK, "1")
+    with pytest.raises(KeyError), one_line_errors("prog"):
+        raise KeyError("x")
+
+
+@pytest.fixture
+def sigterm() -> Iterator[None]:
+    """The handler of before, afterwards."""
+    before = signal.getsignal(signal.SIGTERM)
+    yield
+    signal.signal(signal.SIGTERM, before)
+
+
+@pytest.mark.usefixtures("sigterm")
+@pytest.mark.parametrize("follows", [None, RuntimeError("DataLoader worker is killed by signal: Terminated.")])
+def test_sigterm_is_status_143_whatever_follows_from_it(
+    follows: Exception | None, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def work() -> None:
+        try:
+            os.kill(os.getpid(), signal.SIGTERM)
+        except Terminated:
+            if follows is None:
+                raise
+            raise follows from None
+
+    with pytest.raises(SystemExit) as stopped, one_line_errors("prog", "it starts over"):
+        work()
+    assert stopped.value.code == 143
+    assert capsys.readouterr().err == "prog: interrupted; it starts over\n"
+    assert signal.getsignal(signal.SIGTERM) is signal.SIG_IGN  # a launcher may send another
+
+
+def test_a_command_that_ends_well_gives_the_signal_back() -> None:
+    before = signal.getsignal(signal.SIGTERM)
+    with one_line_errors("prog"):
+        assert signal.getsignal(signal.SIGTERM) is not before
+    assert signal.getsignal(signal.SIGTERM) is before
+
+
+def test_the_export_of_a_checkpoint_that_is_not_there_is_one_line(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as stopped:
+        checkpoint.main([str(tmp_path / "none.ckpt"), str(tmp_path / "out.ckpt")])
+    assert stopped.value.code == 1 and list(tmp_path.iterdir()) == []
+    assert capsys.readouterr().err.startswith("python -m sec4sr_pl.checkpoint: error: There is no checkpoint ")

@@ -10,7 +10,7 @@ import tarfile
 import tempfile
 import time
 import zlib
-from argparse import ArgumentParser, RawDescriptionHelpFormatter
+from argparse import RawDescriptionHelpFormatter
 from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -21,6 +21,7 @@ from urllib.error import HTTPError, URLError
 from urllib.request import Request, urlopen
 
 import rich.progress
+from jsonargparse import ArgumentParser
 from rich.console import Console
 
 from sec4sr_pl.command import at_home, one_line_errors
@@ -278,11 +279,12 @@ def main(args: list[str] | None = None) -> None:
         "unpacked is kept; an interrupted download goes on. The archives may be removed afterwards.",
         epilog=f"names:\n{sizes}\n\nSpk251 from its durable source: python -m sec4sr_pl.data.librispeech spk251",
         formatter_class=RawDescriptionHelpFormatter,
+        exit_on_error=False,
     )
     parser.add_argument("names", nargs="+", choices=SEC4SR, metavar="NAME", help="one of the names below")
     parser.add_argument("--root", type=Path, default=Path("data"), help="folder of the data (default: data)")
-    options = at_home(parser.parse_args(args))
-    with one_line_errors(parser):
+    with one_line_errors(parser.prog):
+        options = at_home(parser.parse_args(args))
         for name in options.names:
             folder = options.root / name
             if not folder.exists():

@@ -8,13 +8,14 @@ import csv
 import hashlib
 import re
 import tarfile
-from argparse import ArgumentParser, RawDescriptionHelpFormatter
+from argparse import RawDescriptionHelpFormatter
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
 import numpy as np
+from jsonargparse import ArgumentParser
 from numpy.typing import NDArray
 from rich.console import Console
 
@@ -257,13 +258,14 @@ def main(args: list[str] | None = None) -> None:
         "  mini    ROOT/librispeech-mini/, 69 MB, from train-clean-100 (6.3 GB) and test-other (328 MB)\n"
         "  spk251  ROOT/Spk251_train/ and ROOT/Spk251_test/, 6.6 GB, from train-clean-100 (6.3 GB)",
         formatter_class=RawDescriptionHelpFormatter,
+        exit_on_error=False,
     )
     parser.add_argument("name", choices=("mini", "spk251"), help="the data set to make")
     parser.add_argument("--root", type=Path, default=Path("data"), help="folder of the data (default: data)")
     parser.add_argument("--archives", type=Path, help="folder of LibriSpeech's .tar.gz files (default: ROOT)")
-    options = at_home(parser.parse_args(args))
-    archives = options.root if options.archives is None else options.archives
-    with one_line_errors(parser):
+    with one_line_errors(parser.prog):
+        options = at_home(parser.parse_args(args))
+        archives = options.root if options.archives is None else options.archives
         if options.name == "mini":
             mini(options.root / "librispeech-mini", archives)
             made = f"{options.root / 'librispeech-mini'} is there: set SEC4SR_DATA to it"

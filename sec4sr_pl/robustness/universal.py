@@ -71,7 +71,20 @@ def train(
     audio.write_adversarial(output, perturbation, torch.zeros_like(perturbation), attack.epsilon)
 
 
-if __name__ == "__main__":
+def main(args: list[str] | None = None) -> None:
+    """Run the command line.
+
+    Args:
+        args: default: those of the process.
+    """
     command(
-        train, "python -m sec4sr_pl.robustness.universal", "Learn one perturbation for all utterances.", resumes=False
+        train,
+        "python -m sec4sr_pl.robustness.universal",
+        "Learn one perturbation for all utterances.",
+        args,
+        resumes=False,
     )
+
+
+if __name__ == "__main__":
+    main()
