@@ -19,7 +19,7 @@ from sec4sr_pl import metrics
 from sec4sr_pl.checkpoint import load_recognizer, save_recognizer
 from sec4sr_pl.command import command
 from sec4sr_pl.data import SpeakerData
-from sec4sr_pl.data.base import Utterances, collate
+from sec4sr_pl.data.base import Batches, Utterances
 from sec4sr_pl.data.manifest import DataError, shortened
 from sec4sr_pl.data.trials import Trials
 from sec4sr_pl.defenses import Defense
@@ -71,7 +71,7 @@ def embed(
     Args:
         recognizer: on any device, where the embeddings stay.
         utterances: in the order of the embeddings.
-        batch_size: utterances embedded at a time.
+        batch_size: utterances embedded at a time; fewer where one is long.
         seed: of the draws of randomized defenses.
         num_workers: processes that read ahead.
         label: stands beside a progress bar, on the first process; None: no bar.
@@ -84,7 +84,7 @@ def embed(
     """
     like = recognizer.scorer.threshold
     own = torch.Generator()  # a loader draws a number that nobody needs: not from a training's generator
-    loader = DataLoader(utterances, batch_size, num_workers=num_workers, collate_fn=collate, generator=own)
+    loader = DataLoader(Batches(utterances, batch_size), None, num_workers=num_workers, generator=own)
     embeddings = []
     hidden = label is None or getattr(rank_zero_only, "rank", 0) != 0
     for batch in track(loader, label or "", disable=hidden):

@@ -76,7 +76,7 @@ def evaluate(
         goal: untargeted, or a target for each utterance: random, hardest or simplest.
         limit: utterances, spread evenly over the manifest, or trials, over their list; default: all.
         max_seconds: use only so much of each utterance; default: all of it.
-        batch_size: utterances of a work unit.
+        batch_size: utterances of a work unit; fewer where one is long.
         seed: of all draws.
         draws: further fresh draws of a randomized recognizer on each utterance.
         perceptual: measure PESQ and STOI.

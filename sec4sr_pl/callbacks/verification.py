@@ -11,6 +11,7 @@ from torch.nn import functional
 
 from sec4sr_pl.data import SpeakerData
 from sec4sr_pl.data.base import Utterances
+from sec4sr_pl.data.batches import bounded
 from sec4sr_pl.data.trials import Trials, all_pairs, read_trials
 from sec4sr_pl.enrollment import embed
 from sec4sr_pl.metrics import equal_error_rate, min_dcf
@@ -30,7 +31,7 @@ class VerificationEER(Callback):
         part: `development` or `test` of the data module, of which at most 200,000 pairs are trials; None: its own list,
             or without one the development part.
         target_prior: probability of a target, for the detection cost.
-        batch_size: utterances embedded at a time.
+        batch_size: utterances embedded at a time; fewer where one is long.
         seed: of the draws of randomized defenses.
 
     Raises:
@@ -107,12 +108,10 @@ class VerificationEER(Callback):
 
     def embeddings(self, trainer: Trainer, pl_module: LightningModule, trials: Trials) -> Tensor:
         """(utterances, embedding), of which each process makes every so many batches."""
-        size, total = self.batch_size, len(trials.utterances)
-        starts = range(trainer.global_rank * size, total, trainer.world_size * size)
-        rows = [row for start in starts for row in range(start, min(start + size, total))]
         recognizer: Any = pl_module.recognizer
-        made: Tensor = recognizer.scorer.threshold.new_zeros(total, recognizer.backbone.embedding_size)
-        if rows:
+        size = (len(trials.utterances), recognizer.backbone.embedding_size)
+        made: Tensor = recognizer.scorer.threshold.new_zeros(size)
+        for rows in bounded(trials.utterances, self.batch_size)[trainer.global_rank :: trainer.world_size]:
             own = Utterances([trials.utterances[row] for row in rows], [REJECT] * len(rows), self._resample)
-            made[rows] = embed(recognizer, own, size, self.seed)
+            made[rows] = embed(recognizer, own, self.batch_size, self.seed)
         return trainer.strategy.reduce(made, reduce_op="sum")

@@ -7,13 +7,13 @@ from typing import Any, ClassVar
 
 import torch
 from pytorch_lightning import LightningDataModule
-from pytorch_lightning.overrides.distributed import UnrepeatedDistributedSampler
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 from torch.utils.data import DataLoader, Dataset, DistributedSampler
 
 from sec4sr_pl import audio
 from sec4sr_pl.data.augment import FromFolder
+from sec4sr_pl.data.batches import bounded
 from sec4sr_pl.data.manifest import DataError, Utterance, find_root, label, scan, split_development
 from sec4sr_pl.data.trials import Trials, find_trials
 from sec4sr_pl.draws import key
@@ -165,6 +165,27 @@ def collate(items: Sequence[Item]) -> Batch:
     return Batch(pad_sequence(list(waveforms), batch_first=True), lengths, torch.tensor(labels), list(names))
 
 
+class Batches(Dataset[Batch]):
+    """Batches of whole utterances, as `bounded` cuts them: for a loader that makes no batches of its own.
+
+    Args:
+        source: the utterances.
+        size: of a batch of short ones.
+        order: of positions in the source; None: all of it, as it is.
+    """
+
+    def __init__(self, source: Utterances, size: int, order: Iterable[int] | None = None) -> None:
+        self.source, self.positions = source, bounded(source.utterances, size, order)
+
+    def __len__(self) -> int:
+        """Batches."""
+        return len(self.positions)
+
+    def __getitem__(self, index: int) -> Batch:
+        """The batch at a position."""
+        return collate([self.source[position] for position in self.positions[index]])
+
+
 class SpeakerData(LightningDataModule):
     """Speakers as folders: `<root>/<split>/<speaker>/<utterance>.<wav|flac>`, 16 kHz, mono.
 
@@ -175,7 +196,7 @@ class SpeakerData(LightningDataModule):
         train_split: folder of the training utterances.
         test_split: folder of the test utterances.
         batch_size: utterances of a batch on each process, in training.
-        eval_batch_size: utterances of a batch on each process, in validation and test.
+        eval_batch_size: utterances of a batch on each process, in validation and test; fewer where one is long.
         crop_seconds: length of a training crop.
         crops_per_utterance: how often an epoch meets each utterance.
         balanced: an epoch, as long as before, meets every speaker as often, instead of every utterance.
@@ -341,21 +362,22 @@ class SpeakerData(LightningDataModule):
             self._position = None
         return self._loader
 
-    def val_dataloader(self) -> DataLoader[Item]:
+    def val_dataloader(self) -> DataLoader[Batch]:
         """The development part, no utterance twice."""
         return self._eval_dataloader("development")
 
-    def test_dataloader(self) -> DataLoader[Item]:
+    def test_dataloader(self) -> DataLoader[Batch]:
         """The test part, no utterance twice."""
         return self._eval_dataloader("test")
 
-    def _eval_dataloader(self, part: str) -> DataLoader[Item]:
+    def _eval_dataloader(self, part: str) -> DataLoader[Batch]:
         dataset = self.dataset(part)
         replicas, rank = self._world()
         if len(dataset) < replicas:
             raise DataError(f"The {part} part has {len(dataset)} utterances, too few for {replicas} processes")
-        sampler: DistributedSampler[Item] = UnrepeatedDistributedSampler(dataset, replicas, rank, shuffle=False)
-        return DataLoader(dataset, self.eval_batch_size, sampler=sampler, collate_fn=collate)
+        own = Batches(dataset, self.eval_batch_size, range(rank, len(dataset), replicas))
+        # Lightning deals what has no DistributedSampler, and this is dealt
+        return DataLoader(own, None, sampler=DistributedSampler(own, 1, 0, shuffle=False))
 
     def _world(self) -> tuple[int, int]:
         """How many processes share the data, and which this is."""

@@ -20,6 +20,7 @@ from sec4sr_pl.attacks import Attack, AttackResult, Claim, Objective, UniformNoi
 from sec4sr_pl.attacks.written import as_written
 from sec4sr_pl.checkpoint import checksum, describe
 from sec4sr_pl.data.base import Utterances, collate
+from sec4sr_pl.data.batches import SECONDS, bounded
 from sec4sr_pl.draws import key
 from sec4sr_pl.files import filename, whole
 from sec4sr_pl.recognizer import Ensemble, Recognizer
@@ -58,7 +59,7 @@ class Campaign:
         output: folder of `campaign.json`, `records/` and `audio/`.
         goal: what the attacks want.
         adaptive: attack through the defenses; False crafts on the undefended recognizer (oblivious).
-        batch_size: utterances of a unit.
+        batch_size: utterances of a unit; fewer where one is long.
         seed: of all draws.
         draws: further fresh draws of a randomized recognizer on each utterance.
         perceptual: measure PESQ and STOI, about 0.1 s an utterance.
@@ -110,6 +111,7 @@ class Campaign:
         self.draws, self.perceptual = draws, perceptual
         self.objective = (Claim if claims else Objective)(self.threshold, targeted=goal != "untargeted")
         self.verification = claims or (self.threshold > -math.inf and len(recognizer.scorer.speakers) == 1)
+        self.batches = bounded(data.utterances, batch_size)
         self.defenses = describe(recognizer.defenses)
         self.identity = self._identity(identity or {})
 
@@ -130,6 +132,7 @@ class Campaign:
             "adaptive": self.adaptive,
             "randomized": self.recognizer.randomized,
             "batch_size": self.batch_size,
+            "row_seconds": SECONDS,
             "seed": self.seed,
             "draws": self.draws,
             "perceptual": self.perceptual,
@@ -161,11 +164,6 @@ class Campaign:
                 f"{self.output} holds another campaign, which differs in {', '.join(different)}: "
                 "choose another output folder, or remove this one"
             )
-
-    @property
-    def batches(self) -> list[range]:
-        """The positions of each batch's utterances."""
-        return [range(i, min(i + self.batch_size, len(self.data))) for i in range(0, len(self.data), self.batch_size)]
 
     def run(self, rank: int = 0, world: int = 1, progress: Callable[[int], None] | None = None) -> None:
         """Do this rank's units that are not on disk yet.

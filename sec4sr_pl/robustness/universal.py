@@ -14,7 +14,7 @@ from sec4sr_pl.attacks.universal import learn
 from sec4sr_pl.checkpoint import load_recognizer
 from sec4sr_pl.command import command
 from sec4sr_pl.data import SpeakerData
-from sec4sr_pl.data.base import collate
+from sec4sr_pl.data.base import Batches
 from sec4sr_pl.types import SAMPLE_RATE
 
 
@@ -54,11 +54,13 @@ def train(
     data.connect(speakers)
     data.prepare_data()
     order = torch.Generator().manual_seed(seed)
-    loader = DataLoader(data.dataset("train"), batch_size, shuffle=True, collate_fn=collate, generator=order)
+    utterances = data.dataset("train")
+    shuffled = (torch.randperm(len(utterances), generator=order).tolist() for _ in range(epochs))
+    passes = [Batches(utterances, batch_size, positions) for positions in shuffled]
 
     def batches() -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-        for _ in range(epochs):
-            for batch in loader:
+        for epoch in passes:
+            for batch in DataLoader(epoch, None):
                 labels = batch.speakers if target is None else torch.full_like(batch.speakers, speakers.index(target))
                 yield batch.waveforms.to(device), labels.to(device), batch.lengths.to(device)
 
@@ -66,7 +68,7 @@ def train(
     objective = Objective(float(recognizer.scorer.threshold), targeted=target is not None)
     draws = torch.Generator().manual_seed(seed)
     recognizer.seed(seed)
-    shown = track(batches(), "batches", total=epochs * len(loader))
+    shown = track(batches(), "batches", total=sum(map(len, passes)))
     perturbation = learn(attack, recognizer, shown, round(seconds * SAMPLE_RATE), objective, draws).cpu()
     audio.write_adversarial(output, perturbation, torch.zeros_like(perturbation), attack.epsilon)
 

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from sec4sr_pl.checkpoint import describe
-from sec4sr_pl.data.base import Utterances, collate
+from sec4sr_pl.data.base import Batches, Utterances
 from sec4sr_pl.data.manifest import Utterance
 from sec4sr_pl.draws import key
 from sec4sr_pl.features import FrontEnd
@@ -40,7 +40,7 @@ class Corpus:
         keep: bool = True,
     ) -> None:
         self.utterances, self.features, self.device, self.keep = utterances, features.to(device), device, keep
-        self.loader = DataLoader(utterances, batch_size, num_workers=num_workers, collate_fn=collate)
+        self.loader = DataLoader(Batches(utterances, batch_size), None, num_workers=num_workers)
         self.kept: list[tuple[Tensor, Tensor]] = []
 
     @cached_property
