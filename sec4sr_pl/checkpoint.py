@@ -15,7 +15,7 @@ from torch import nn
 
 from sec4sr_pl.audio import Member
 from sec4sr_pl.command import command
-from sec4sr_pl.files import whole
+from sec4sr_pl.files import read_text, whole
 from sec4sr_pl.recognizer import Recognizer
 from sec4sr_pl.weights import CheckpointError as CheckpointError
 from sec4sr_pl.weights import read_plain
@@ -179,7 +179,7 @@ def read_checksums(folder: Path) -> dict[str, str]:
     """
     path = folder / CHECKSUMS
     sums = {}
-    for line in path.read_text().splitlines() if path.is_file() else []:
+    for line in read_text(path).splitlines() if path.is_file() else []:
         match = re.fullmatch(r"([0-9a-fA-F]{64}) [ *](?:\./)*(.+)", line)
         if match:
             sums[match[2]] = match[1].lower()

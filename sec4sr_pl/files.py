@@ -1,7 +1,9 @@
 """Files that are whole or not there, and names that stay inside their folder."""
 
+import csv
 import errno
 import hashlib
+import io
 import os
 import re
 import secrets
@@ -18,6 +20,8 @@ STALE = 3600.0
 """Seconds without a write after which a hidden file was left by a kill."""
 LONGEST = 200
 """Bytes of a file's name, which leaves room for what is put before and behind it."""
+LARGEST = 1_000_000_000
+"""Bytes of the longest text that is read."""
 KINDS = {
     stat.S_IFLNK: "a symbolic link",
     stat.S_IFDIR: "a folder",
@@ -95,6 +99,42 @@ def _begin(path: Path) -> Path:
     except OSError as error:
         raise OSError(error.errno, error.strerror, str(path)) from error
     return partial
+
+
+def read_text(path: Path, largest: int = LARGEST) -> str:
+    """The text of a file, whose kind and size are looked at before it is read.
+
+    Raises:
+        OSError: it can't be read.
+        ValueError: a pipe, a device or a folder, a file that is too large, or one that is no text in UTF-8.
+    """
+    with open(path, "rb", opener=lambda name, flags: os.open(name, flags | os.O_NONBLOCK)) as file:
+        found = os.fstat(file.fileno())
+        if not stat.S_ISREG(found.st_mode):
+            raise ValueError(f"Expected {path} to be a file, got {KINDS[stat.S_IFMT(found.st_mode)]}")
+        if found.st_size > largest:
+            raise ValueError(f"Expected {path} to be a text of at most {largest:,} bytes, got {found.st_size:,}")
+        data = file.read()
+    try:
+        return data.decode()
+    except UnicodeDecodeError as error:
+        line = data.count(b"\n", 0, error.start) + 1
+        raise ValueError(
+            f"{path}, line {line}: expected text in UTF-8, got the byte {data[error.start]:#04x}"
+        ) from error
+
+
+def read_rows(path: Path) -> list[list[str]]:
+    """The rows of a CSV file.
+
+    Raises:
+        OSError, ValueError: as `read_text`, or a row that is none.
+    """
+    rows = csv.reader(io.StringIO(read_text(path), newline=""))
+    try:
+        return list(rows)
+    except csv.Error as error:
+        raise ValueError(f"{path}, line {rows.line_num}: expected a row of a CSV file, got one with {error}") from error
 
 
 def inside(folder: Path, name: str | PurePath) -> Path:

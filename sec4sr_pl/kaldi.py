@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sec4sr_pl.files import whole
+from sec4sr_pl.files import read_text, whole
 
 WORD = re.compile(r"\S+")
 
@@ -78,13 +78,11 @@ class Reader:
     def __init__(self, path: Path) -> None:
         self.path, self.position = path, 0
         try:
-            self.text = path.read_text(encoding="ascii")
+            self.text = read_text(path, largest=4_000_000_000)
         except FileNotFoundError as error:
             raise KaldiError(f"There is no file {path}") from error
-        except UnicodeDecodeError as error:
-            raise KaldiError(
-                f"{path} is no text: write it with Kaldi's copy tools and --binary=false, e.g. ivector-copy-plda"
-            ) from error
+        except (OSError, ValueError) as error:
+            raise KaldiError(f"{error}: write it with Kaldi's copy tools and --binary=false") from error
 
     def error(self, expected: str, came: str) -> KaldiError:
         """What to raise."""

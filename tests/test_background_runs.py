@@ -3,6 +3,7 @@
 import re
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import soundfile
@@ -64,6 +65,28 @@ def test_a_run_does_not_go_on_with_other_samples_of_the_same_names_and_lengths(f
     soundfile.write(path, 0.5 * samples, rate)
     with pytest.raises(ValueError, match=r"gmm.pt holds a model of other frames: remove it"):
         run(folder, extractor_iterations=3)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda content: [content],
+        lambda content: content.pop("history"),
+        lambda content: content["model"].pop("means"),
+        lambda content: content.update(model=[]),
+        lambda content: content.update(known=5),
+        lambda content: content["model"]["means"].fill_(torch.nan),
+    ],
+    ids=["list", "no history", "no means", "another model", "another origin", "NaN"],
+)
+def test_a_state_of_another_form_is_named(change: Callable[[Any], Any], folder: Path) -> None:
+    run(folder)
+    path = folder / "models" / "state" / "gmm.pt"
+    content = torch.load(path)
+    changed = change(content)
+    torch.save(changed if isinstance(changed, list) and len(changed) == 1 else content, path)
+    with pytest.raises(CheckpointError, match=r"The weights of .*gmm.pt are not those of this training: "):
+        run(folder)
 
 
 def test_a_damaged_state_is_named(folder: Path) -> None:

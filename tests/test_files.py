@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from sec4sr_pl.files import STALE, check_writable, filename, inside, whole
+from sec4sr_pl.files import STALE, check_writable, filename, inside, read_rows, read_text, whole
 
 
 def names(folder: Path) -> set[str]:
@@ -211,3 +211,31 @@ def test_any_name_is_that_of_one_file_inside_the_folder(tmp_path: Path) -> None:
         assert path.parent == tmp_path and path.name[0] != "."
         write(path, name.encode(errors="replace").decode())
     assert len(names(tmp_path)) == len(odd + long)
+
+
+@pytest.mark.parametrize(
+    ("make", "said"),
+    [
+        (
+            lambda path: path.write_bytes(b"one\ntwo\nthr\xffe\n"),
+            r"file\.txt, line 3: expected text .* 0xff",
+        ),
+        (os.mkfifo, r"Expected .*file\.txt to be a file, got a pipe"),
+        (lambda path: path.symlink_to("/dev/zero"), r"Expected .*file\.txt to be a file, got a device"),
+        (Path.mkdir, r"Is a directory: '.*file\.txt'"),
+        (lambda path: path.touch() or os.truncate(path, 10**12), r"file\.txt .* at most .* got 1,000,000,000,000"),
+    ],
+    ids=["bytes", "pipe", "device", "folder", "large"],
+)
+def test_what_is_no_text_is_refused_by_name_before_it_is_read(
+    make: Callable[[Path], object], said: str, tmp_path: Path
+) -> None:
+    make(tmp_path / "file.txt")
+    with pytest.raises((ValueError, OSError), match=said):
+        read_text(tmp_path / "file.txt")
+
+
+def test_a_row_that_is_none_is_named(tmp_path: Path) -> None:
+    (tmp_path / "index.csv").write_text("a,b\n" + "x" * 200_000)
+    with pytest.raises(ValueError, match=r"index\.csv, line 2: expected a row .* got one with field"):
+        read_rows(tmp_path / "index.csv")

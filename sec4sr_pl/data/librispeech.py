@@ -4,7 +4,6 @@ V. Panayotov, G. Chen, D. Povey, S. Khudanpur, "LibriSpeech: an ASR corpus based
 ICASSP 2015; OpenSLR resource 12; CC BY 4.0.
 """
 
-import csv
 import hashlib
 import re
 import tarfile
@@ -23,7 +22,7 @@ from sec4sr_pl import audio
 from sec4sr_pl.command import at_home, one_line_errors
 from sec4sr_pl.data.download import Archive, fetch, open_archive
 from sec4sr_pl.data.manifest import DataError
-from sec4sr_pl.files import whole
+from sec4sr_pl.files import read_rows, whole
 
 MIRRORS = ("www.openslr.org", "openslr.elda.org", "us.openslr.org")
 ARCHIVES = {
@@ -68,11 +67,10 @@ class Cut(NamedTuple):
 
 def read_cuts(manifest: Path) -> list[Cut]:
     """The rows of a `manifest.csv`."""
-    with manifest.open(newline="") as file:
-        return [
-            Cut(split, speaker, utterance, source, int(first), int(end), subset, role, digest)
-            for split, speaker, utterance, source, first, end, subset, role, digest in list(csv.reader(file))[1:]
-        ]
+    return [
+        Cut(split, speaker, utterance, source, int(first), int(end), subset, role, digest)
+        for split, speaker, utterance, source, first, end, subset, role, digest in read_rows(manifest)[1:]
+    ]
 
 
 def digest(samples: NDArray[np.int16]) -> str:

@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 from sec4sr_pl import audio
 from sec4sr_pl.draws import key
-from sec4sr_pl.files import inside, whole
+from sec4sr_pl.files import inside, read_rows, read_text, whole
 from sec4sr_pl.types import REJECT, SAMPLE_RATE
 
 COMMANDS = {
@@ -152,17 +152,16 @@ def read_index(folder: Path) -> list[Utterance]:
         DataError: a row in another form.
     """
     utterances = []
-    with (folder / INDEX).open(newline="") as file:
-        for row in csv.reader(file):
-            try:
-                name, speaker, frames, rate, shard, path, size, offset = row
-                inside(folder, path)  # where it lay before, and will if it is unpacked
-                member = audio.Member(inside(folder, shard), path, int(offset), int(size))
-                utterances.append(Utterance(name, speaker, member, 0, int(frames), int(rate)))
-                if min(member.offset, member.size, *utterances[-1][3:]) < 0:
-                    raise ValueError("a negative number")
-            except ValueError as error:
-                raise DataError(f"{folder / INDEX} has the row {row}: make the shards again") from error
+    for row in read_rows(folder / INDEX):
+        try:
+            name, speaker, frames, rate, shard, path, size, offset = row
+            inside(folder, path)  # where it lay before, and will if it is unpacked
+            member = audio.Member(inside(folder, shard), path, int(offset), int(size))
+            utterances.append(Utterance(name, speaker, member, 0, int(frames), int(rate)))
+            if min(member.offset, member.size, *utterances[-1][3:]) < 0:
+                raise ValueError("a negative number")
+        except ValueError as error:
+            raise DataError(f"{folder / INDEX} has the row {row}: make the shards again") from error
     return utterances
 
 
@@ -258,7 +257,7 @@ def listed(utterances: Sequence[Utterance], path: Path) -> list[Utterance]:
     """
     if not path.is_file():
         raise DataError(f"There is no {path}: expected a file with a speaker a line")
-    names = set(path.read_text().split())
+    names = set(read_text(path).split())
     if not names:
         raise DataError(f"{path} names no speaker: expected a speaker a line")
     if missing := sorted(names - {utterance.speaker for utterance in utterances}):

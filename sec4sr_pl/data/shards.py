@@ -23,7 +23,7 @@ from sec4sr_pl.checkpoint import CHECKSUMS, checksum
 from sec4sr_pl.command import command
 from sec4sr_pl.data import SpeakerData
 from sec4sr_pl.data.manifest import INDEX, DataError, Utterance
-from sec4sr_pl.files import inside, whole
+from sec4sr_pl.files import inside, read_rows, whole
 
 
 def convert(data: SpeakerData, output: Path, splits: list[str] | None = None, megabytes: int = 1_000) -> None:
@@ -141,12 +141,6 @@ def write_shard(shard: Path, utterances: Sequence[Utterance], source: Path, done
             offsets.append(tar.offset - -(-member.size // tarfile.BLOCKSIZE) * tarfile.BLOCKSIZE)
             done()
     return offsets
-
-
-def read_rows(path: Path) -> list[list[str]]:
-    """The rows of a CSV file."""
-    with path.open(newline="") as file:
-        return list(csv.reader(file))
 
 
 def write_rows(path: Path, rows: Sequence[Sequence[str]]) -> None:

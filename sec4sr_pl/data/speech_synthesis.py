@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from scipy.signal import resample_poly  # type: ignore[import-untyped, unused-ignore]
 
 from sec4sr_pl import audio
+from sec4sr_pl.files import read_text
 from sec4sr_pl.types import SAMPLE_RATE
 
 _log = logging.getLogger(__name__)
@@ -135,7 +136,7 @@ def _made_by(folder: Path, recipe: dict[str, int]) -> bool:
     note = folder / ".synthesis.json"
     if not note.is_file():
         raise FileExistsError(f"Expected {folder} to be absent or made by synthesize, but it has no {note.name}")
-    return bool(json.loads(note.read_text()) == recipe)
+    return bool(json.loads(read_text(note)) == recipe)
 
 
 def _sentence(number: int) -> str:

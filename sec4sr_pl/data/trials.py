@@ -11,6 +11,7 @@ from torch import Tensor
 
 from sec4sr_pl import audio
 from sec4sr_pl.data.manifest import DataError, Utterance, directory, mono, utterance_name
+from sec4sr_pl.files import read_text
 from sec4sr_pl.types import SAMPLE_RATE
 
 
@@ -111,7 +112,7 @@ def read_list(path: Path) -> list[tuple[bool, str, str]]:
         raise DataError(f"There is no trial list {path}: expected lines 'label path path'")
     labels: dict[tuple[str, str], str] = {}
     trials = []
-    for number, line in enumerate(path.read_text().splitlines(), 1):
+    for number, line in enumerate(read_text(path).splitlines(), 1):
         fields = line.split()
         if not fields:
             continue

@@ -15,7 +15,11 @@ from sec4sr_pl.checkpoint import load_recognizer
 from sec4sr_pl.command import command
 from sec4sr_pl.data import SpeakerData
 from sec4sr_pl.data.base import Batches
+from sec4sr_pl.enrollment import find_device
 from sec4sr_pl.types import SAMPLE_RATE
+
+MAX_SECONDS = 3_600
+"""Of a perturbation, which is laid over utterances again and again."""
 
 
 def train(
@@ -47,7 +51,10 @@ def train(
     Raises:
         ValueError: a target that is not enrolled, or anything else that can't be used.
     """
-    recognizer = load_recognizer(checkpoint).to(device)
+    if epochs < 1 or batch_size < 1 or not 0.0 < seconds <= MAX_SECONDS:
+        came = f"{epochs}, {batch_size} and {seconds}"
+        raise ValueError(f"Expected epochs and batch_size >= 1 and up to {MAX_SECONDS:,} seconds, got {came}")
+    recognizer = load_recognizer(checkpoint).to(find_device(device))
     speakers = recognizer.scorer.speakers
     if target is not None and target not in speakers:
         raise ValueError(f"Expected a target among {len(speakers)} speakers, got {target!r}")

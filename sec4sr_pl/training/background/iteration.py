@@ -3,14 +3,14 @@
 import hashlib
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from rich.progress import track
 from torch import Tensor
 
 from sec4sr_pl.checkpoint import write_whole
 from sec4sr_pl.kaldi import Extractor, FullGMM
-from sec4sr_pl.weights import read_plain
+from sec4sr_pl.weights import restore
 
 Model = TypeVar("Model", FullGMM, Extractor)
 Frames = Iterable[tuple[Tensor, Tensor]]
@@ -46,10 +46,10 @@ def iterate(
     model, history = start(track(batches, f"{label} start")), list[float]()
     known = {"sizes": [list(part.shape) for part in model], **made_from}
     if path is not None and path.exists():
-        content = read_plain(path)
-        history, kept, before = content["history"], content["model"], content.get("known")
+        history, kept, before = restore("this training", lambda content: unpack(content, model), path)
         if before is None:
             raise ValueError(f"{path} was written before models told what they are made from: remove it to start again")
+        before["sizes"] = [list(part.shape) for part in kept]
         others = [f"other {name}" for name, value in known.items() if before.get(name) != value]
         if len(history) > iterations:
             others.append(f"{len(history)} iterations, more than {iterations}")
@@ -57,13 +57,22 @@ def iterate(
             raise ValueError(
                 f"{path} holds a model of {', '.join(others)}: remove it to start again, or name another folder"
             )
-        model = type(model)(**{name: part.to(getattr(model, name)) for name, part in kept.items()})
+        model = kept
     for number in range(len(history) + 1, iterations + 1):
         model, likelihood = step(model, track(batches, f"{label} {number}/{iterations}"))
         history.append(likelihood)
         if path is not None:
             write_whole(path, {"model": model._asdict(), "history": history, "known": known})
     return model
+
+
+def unpack(content: Any, model: Model) -> tuple[list[float], Model, dict[str, Any] | None]:
+    """Likelihoods, a model of the same kind and what it was made from; any error for the content of another file."""
+    parts = {name: part.to(getattr(model, name)) for name, part in content["model"].items()}
+    if not all(part.isfinite().all() for part in parts.values()):
+        raise ValueError("its numbers are not finite")
+    known = content.get("known")
+    return [float(value) for value in content["history"]], type(model)(**parts), known and dict(known)
 
 
 def fingerprint(model: FullGMM) -> str:
