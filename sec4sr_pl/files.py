@@ -47,7 +47,10 @@ def whole(path: str | Path) -> Iterator[Path]:
         OSError: it can't be written, or something else than a plain file has the name.
     """
     path = Path(path)
-    partial = _begin(path)
+    with _naming(path):
+        refuse_others(path)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        partial = _hidden(path)
     try:
         yield partial
         with partial.open("rb+") as file:
@@ -62,12 +65,16 @@ def whole(path: str | Path) -> Iterator[Path]:
 
 
 def check_writable(path: str | Path) -> None:
-    """Try what `whole` will do, before the work whose result it is to write.
+    """Try what `whole` will do, before the work whose result it is to write; nothing stays, not even a folder.
 
     Raises:
         OSError: as `whole`.
     """
-    _begin(Path(path)).unlink()
+    path = Path(path)
+    folder = next(parent for parent in path.parents if os.path.lexists(parent))
+    with _naming(path):
+        refuse_others(path)
+        _hidden(folder / path.name).unlink()
 
 
 def refuse_others(path: Path) -> None:
@@ -84,21 +91,25 @@ def refuse_others(path: Path) -> None:
         raise FileExistsError(errno.EEXIST, f"Expected a file or a free name, got {KINDS[kind]}", str(path))
 
 
-def _begin(path: Path) -> Path:
-    """An empty file of a name that nobody can know before, with the mode that the umask gives."""
+def _hidden(path: Path) -> Path:
+    """An empty file beside another, of a name that nobody can know before, with the mode that the umask gives."""
     beginning = path.name[: LONGEST // 4]
+    for left in path.parent.glob(f".{escape(beginning)}.*.partial"):
+        with suppress(OSError):  # gone, or not ours
+            if time.time() - left.lstat().st_mtime > STALE:
+                left.unlink()
+    partial = path.with_name(f".{beginning}.{secrets.token_hex(8)}.partial")
+    partial.touch(exist_ok=False)  # exclusive: neither another's file nor where a link points
+    return partial
+
+
+@contextmanager
+def _naming(path: Path) -> Iterator[None]:
+    """Errors name this file, not a hidden one or a folder."""
     try:
-        refuse_others(path)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        for left in path.parent.glob(f".{escape(beginning)}.*.partial"):
-            with suppress(OSError):  # gone, or not ours
-                if time.time() - left.lstat().st_mtime > STALE:
-                    left.unlink()
-        partial = path.with_name(f".{beginning}.{secrets.token_hex(8)}.partial")
-        partial.touch(exist_ok=False)  # exclusive: neither another's file nor where a link points
+        yield
     except OSError as error:
         raise OSError(error.errno, error.strerror, str(path)) from error
-    return partial
 
 
 def read_text(path: Path, largest: int = LARGEST) -> str:

@@ -583,6 +583,105 @@ def test_a_write_that_fails_leaves_nothing_under_the_name_and_no_litter(
     assert finish(campaign) == whole
 
 
+def changed(text: str) -> str:
+    return text.replace('"correct": false', '"correct": true').replace('"correct": true', '"correct": false', 1)
+
+
+def copied(campaign: Campaign, source: str) -> str:
+    """A unit of FGSM, or the one of another campaign, in place of FGSM's second unit."""
+    text = (campaign.output / source).read_text()
+    assert text != campaign.unit("FGSM", 1).read_text()
+    return text
+
+
+def misfits(campaign: Campaign, other: Campaign) -> list[str]:
+    """What else than itself may stand in the place of FGSM's second unit."""
+    text = campaign.unit("FGSM", 1).read_text()
+    lines = text.splitlines(keepends=True)
+    found = {
+        "changed": changed(text),
+        "a number changed": text.replace('"queries": 2', '"queries": 1'),
+        "doubled": text + lines[-1],
+        "one for all": lines[0] * 5,
+        "in another order": "".join(reversed(lines)),
+        "of another unit": campaign.unit("FGSM", 0).read_text(),
+        "of another attack": campaign.unit("PGD-2", 1).read_text(),
+        "of another campaign": other.unit("FGSM", 1).read_text(),
+        "cut in a line": text[:-40],
+        "cut between lines": "".join(lines[:-1]),
+        "empty": "",
+        "no records": "[1]\n" * 5,
+        "deep": "[" * 100_000,
+        "the same word twice": text.replace('"correct":', '"correct": true, "correct":', 1),
+    }
+    assert text not in found.values()
+    return [*found.values()]
+
+
+def test_records_that_do_not_fit_give_no_table(make: Make) -> None:
+    campaign, other = make("torn"), make("other", seed=1)
+    campaign.run()
+    other.run()
+    path = campaign.unit("FGSM", 1)
+    for text in misfits(campaign, other):
+        path.write_text(text)
+        with pytest.raises(CampaignError, match=rf"{path} was changed or cut, .*: run the same command again"):
+            summarize(campaign)
+
+
+def test_records_that_do_not_fit_are_named_and_done_again(make: Make) -> None:
+    campaign = make()
+    expected = finish(campaign)
+    cut, swapped = (campaign.unit("FGSM", index) for index in (1, 2))
+    swapped.write_bytes(campaign.unit("PGD-2", 2).read_bytes())
+    cut.write_text(cut.read_text()[:-40])
+    with pytest.warns(UserWarning, match="it is done again") as told:
+        assert finish(make()) == expected
+    assert [str(one.message).partition(" ")[0] for one in told] == [str(cut), str(swapped)]
+
+
+def test_audio_that_does_not_fit_is_done_again(make: Make) -> None:
+    campaign = make()
+    expected = finish(campaign)
+    times = {path: path.stat().st_mtime_ns for path in campaign.output.rglob("*.jsonl")}
+    cut, missing = (campaign.output / "audio" / name for name in ("FGSM/anna/anna-1.wav", "PGD-2/bert/bert-2.wav"))
+    cut.write_bytes(cut.read_bytes()[:-2])
+    missing.unlink()
+    with pytest.warns(UserWarning, match="it is done again") as told:
+        assert finish(make()) == expected
+    assert [str(one.message) for one in told] == [
+        f"{p} is missing or was changed: it is done again" for p in (cut, missing)
+    ]
+    again = [path for path, time in times.items() if path.stat().st_mtime_ns != time]
+    assert sorted(again) == [campaign.unit("FGSM", 0), campaign.unit("PGD-2", 1)]
+
+
+def test_records_without_a_campaign_are_not_adopted(make: Make) -> None:
+    campaign = make()
+    before = finish(campaign)
+    (campaign.output / "campaign.json").unlink()
+    for other in (make(), make(seed=1)):
+        with pytest.raises(CampaignError, match=r"holds records and no campaign.json"):
+            other.run()
+    assert files(campaign.output) == {name: text for name, text in before.items() if name != "campaign.json"}
+
+
+def test_names_that_lead_out_of_a_folder_stay_inside_the_campaign(make: Make, data: Utterances) -> None:
+    class Outside(FGSM):
+        name = "../../FGSM"
+
+    names = [("..", "../../../x"), ("../..", "/x"), ("", "anna/1"), ("anna", "anna%2F1"), ("anna", "x" * 300)]
+    odd = [utterance._replace(speaker=s, name=n) for utterance, (s, n) in zip(data.utterances, names, strict=False)]
+    campaign = make("deep/deeper/campaign", [Outside()], utterances=Utterances(odd, data.labels[: len(odd)]))
+    outside = campaign.output.parents[1]
+    campaign.run()
+    left = files(outside)
+    assert all(path.startswith("deeper/campaign/") for path in left)
+    assert len([path for path in left if path.endswith(".wav")]) == len(names)
+    assert [record["name"] for record in campaign.records("../../FGSM")] == [name for _, name in names]
+    assert summarize(campaign).rows[0].accuracy.trials == len(names)
+
+
 def test_two_ranks_share_the_batches_and_leave_the_bytes_of_one(make: Make) -> None:
     settings: dict[str, Any] = {"defenses": [FeCo(0.5)], "goal": "simplest", "draws": 2, "batch_size": 2}
     alone = finish(make("alone", [Seen(), PGD(steps=1, restarts=1)], **settings))
@@ -722,7 +821,7 @@ def known(make: Make) -> Campaign:
     names = [utterance.name for utterance in campaign.data.utterances]
     for name, correct in right.items():
         for index, batch in enumerate(campaign.batches):
-            lines = []
+            records = []
             for i in batch:
                 record: dict[str, Any] = {"name": names[i], "label": 1, "target": 2, "correct": i in correct}
                 record |= {"decision": 1 if i in correct else 2, "correct_rate": None, "margin": 1.0, "gradient": 1.0}
@@ -736,9 +835,8 @@ def known(make: Make) -> Campaign:
                     }
                     record |= {"l2": 0.5, "linf": 0.002, "snr": None if i == 0 else float(i), "stoi": None}
                     record |= {"pesq": None if i < 4 else 2.5 if name == "FGSM" else 4.5}
-                lines.append(json.dumps(record) + "\n")
-            campaign.unit(name, index).parent.mkdir(parents=True, exist_ok=True)
-            campaign.unit(name, index).write_text("".join(lines))
+                records.append(record)
+            campaign.write(name, index, records)
     return campaign
 
 
@@ -760,10 +858,9 @@ def test_the_numbers_of_the_summary_are_those_worked_out_by_hand(known: Campaign
 
 
 def test_a_target_that_is_the_speaker_does_not_count(known: Campaign) -> None:
-    path = known.unit("PGD-10", 0)
-    lines = [json.loads(line) for line in path.read_text().splitlines()]
-    lines[0] |= {"target": 1, "achieved": True}
-    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    records = known.read("PGD-10", 0)
+    records[0] |= {"target": 1, "achieved": True}
+    known.write("PGD-10", 0, records)
     assert summarize(known).rows[1].success[:2] == (5, 9)
 
 

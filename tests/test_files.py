@@ -185,9 +185,9 @@ def test_where_no_file_can_be_is_found_before_the_work_by_its_name(place: str, t
     assert caught.value.filename == str(tmp_path / place)
 
 
-def test_a_trial_of_writing_leaves_nothing_but_the_folder(tmp_path: Path) -> None:
+def test_a_trial_of_writing_leaves_nothing(tmp_path: Path) -> None:
     check_writable(tmp_path / "new" / "file.txt")
-    assert names(tmp_path) == {"new"} and not names(tmp_path / "new")
+    assert not names(tmp_path)
 
 
 @pytest.mark.parametrize("name", ["../x", "/etc/x", "a/../../x", "a\0b", ".."])

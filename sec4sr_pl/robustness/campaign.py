@@ -1,11 +1,13 @@
 """A campaign: every attack on every utterance, in units of work that survive a kill and fall to any rank.
 
 A unit is one attack on one fixed batch of utterances, in manifest order. Its random draws are seeded from what it is,
-never from what ran before, so records are the same bytes for any number of processes and after any kill.
+never from what ran before, so records are the same bytes for any number of processes and after any kill. They are
+sealed: what was changed since, or belongs elsewhere, is found, and done again.
 """
 
 import json
 import math
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from hashlib import sha256
 from itertools import compress
@@ -22,7 +24,7 @@ from sec4sr_pl.checkpoint import checksum, describe
 from sec4sr_pl.data.base import Utterances, collate
 from sec4sr_pl.data.batches import SECONDS, bounded
 from sec4sr_pl.draws import key
-from sec4sr_pl.files import filename, whole
+from sec4sr_pl.files import filename, refuse_others, whole
 from sec4sr_pl.recognizer import Ensemble, Recognizer
 from sec4sr_pl.robustness.probe import ball, probed, shortened, steepness
 from sec4sr_pl.robustness.targets import Goal, choose_targets
@@ -30,7 +32,7 @@ from sec4sr_pl.types import REJECT, Batch
 
 Record = dict[str, Any]
 BENIGN = "benign"
-FORMAT = 2
+FORMAT = 3
 """Of the records; a folder of another one is another campaign."""
 ROUNDING = 2.0**-23
 """By how much float32 arithmetic on samples up to 1 may move the edge of a ball."""
@@ -114,6 +116,7 @@ class Campaign:
         self.batches = bounded(data.utterances, batch_size)
         self.defenses = describe(recognizer.defenses)
         self.identity = self._identity(identity or {})
+        self.mark = sha256(json.dumps(self.identity).encode()).hexdigest()
 
     def _identity(self, extra: dict[str, Any]) -> dict[str, Any]:
         """What makes this campaign; written down, and compared by a resume."""
@@ -146,17 +149,23 @@ class Campaign:
         """Claim the output folder.
 
         Raises:
-            CampaignError: it belongs to another campaign, or can't be written.
+            CampaignError: it belongs to another campaign or does not say to which, or can't be written.
         """
         path = self.output / "campaign.json"
         text = json.dumps(self.identity, indent=1) + "\n"
+        if any((self.output / "records").rglob("*.jsonl")) and not path.exists():
+            raise CampaignError(
+                f"{self.output} holds records and no campaign.json that says of what: choose another output folder, or "
+                "remove this one"
+            )
         try:
+            refuse_others(path)
             if not path.exists():
                 write_text(path, text)
             found = dict(json.loads(path.read_text(encoding="utf-8")))
         except OSError as error:
             raise CampaignError(f"{self.output} can't be written ({error}): choose another output folder") from error
-        except (ValueError, TypeError) as error:
+        except (ValueError, TypeError, RecursionError) as error:
             raise CampaignError(f"{path} is no campaign's ({error}): choose another output folder") from error
         expected = json.loads(text)
         if different := sorted(name for name in {*found, *expected} if found.get(name) != expected.get(name)):
@@ -166,17 +175,20 @@ class Campaign:
             )
 
     def run(self, rank: int = 0, world: int = 1, progress: Callable[[int], None] | None = None) -> None:
-        """Do this rank's units that are not on disk yet.
+        """Do this rank's units that are not on disk yet, or not as they were left there.
 
         Args:
             rank: of this process.
             world: number of processes; each takes whole batches.
             progress: told the number of utterances done, after each unit.
+
+        Warns:
+            UserWarning: records or audio that do not fit.
         """
         self.open()
         device = self.recognizer.scorer.threshold.device
         for index in range(rank, len(self.batches), world):
-            missing = [a for a in (None, *self.attacks) if not self.unit(name_of(a), index).exists()]
+            missing = [a for a in (None, *self.attacks) if not self.done(a, index)]
             batch = collate([self.data[i] for i in self.batches[index]]) if missing else None
             for attack in (None, *self.attacks):
                 if attack in missing and batch is not None:
@@ -184,8 +196,7 @@ class Campaign:
                         batch.waveforms.to(device), batch.lengths.to(device), batch.speakers.to(device), batch.names
                     )
                     records = self.benign(moved) if attack is None else self.attack(attack, moved, index)
-                    text = "".join(json.dumps(record, allow_nan=False) + "\n" for record in records)
-                    write_text(self.unit(name_of(attack), index), text)
+                    self.write(name_of(attack), index, records)
                 if progress is not None:
                     progress(len(self.batches[index]))
 
@@ -197,13 +208,62 @@ class Campaign:
         """All records of an attack, or of `benign`, in manifest order.
 
         Raises:
-            CampaignError: a unit that is not there.
+            CampaignError: a unit that is not there, or does not fit.
         """
         for index in range(len(self.batches)):
-            path = self.unit(name, index)
-            if not path.exists():
-                raise CampaignError(f"{path} is missing: run the same command again, it does what is left")
-            yield from (json.loads(line) for line in path.read_text(encoding="utf-8").splitlines())
+            try:
+                yield from self.read(name, index)
+            except CampaignError as error:
+                raise CampaignError(f"{error}: run the same command again, it does what is left") from error
+
+    def read(self, name: str, index: int) -> list[Record]:
+        """The records of a unit.
+
+        Raises:
+            CampaignError: it is not there, or is not what this campaign wrote there.
+        """
+        path = self.unit(name, index)
+        if not path.is_file():
+            raise CampaignError(f"{path} is missing")
+        try:
+            text = path.read_text(encoding="utf-8")
+            records = [json.loads(line) for line in text.splitlines()]
+            for record in records:
+                del record["seal"]
+            fits = len(records) == len(self.batches[index]) and text == self.sealed(name, index, records)
+        except (ValueError, KeyError, TypeError, RecursionError):
+            fits = False
+        if not fits:
+            raise CampaignError(f"{path} was changed or cut, or is of another unit or campaign")
+        return records
+
+    def write(self, name: str, index: int, records: Iterable[Record]) -> None:
+        """Write a unit's records down; `read` gives them back."""
+        write_text(self.unit(name, index), self.sealed(name, index, records))
+
+    def sealed(self, name: str, index: int, records: Iterable[Record]) -> str:
+        """A unit's lines, each with the checksum of them all, of their place, and of the campaign."""
+        lines = [json.dumps(record, allow_nan=False) for record in records]
+        seal = sha256("\n".join([self.mark, name, str(index), *lines]).encode()).hexdigest()
+        return "".join(f'{line[:-1]}, "seal": "{seal}"}}\n' for line in lines)
+
+    def done(self, attack: Attack | None, index: int) -> bool:
+        """Whether the records and the audio of a unit are there as they were written.
+
+        Warns:
+            UserWarning: they are there, and are not.
+        """
+        if not self.unit(name_of(attack), index).exists():
+            return False
+        try:
+            for position, record in zip(self.batches[index], self.read(name_of(attack), index), strict=True):
+                path = None if attack is None else self.audio(attack, position)
+                if path is not None and not (path.is_file() and checksum(path) == record["sha256"]):
+                    raise CampaignError(f"{path} is missing or was changed")
+        except CampaignError as error:
+            warnings.warn(f"{error}: it is done again", stacklevel=2)
+            return False
+        return True
 
     def seeds(self, name: str, names: Sequence[str], purpose: str) -> int:
         """The seed of a unit's draws for a purpose."""
@@ -283,8 +343,7 @@ class Campaign:
         """An attack on a batch: craft, write, read again, measure."""
         labels = batch.speakers
         if self.objective.targeted:
-            lines = self.unit(BENIGN, index).read_text(encoding="utf-8").splitlines()
-            labels = torch.tensor([json.loads(line)["target"] for line in lines], device=labels.device)
+            labels = torch.tensor([record["target"] for record in self.read(BENIGN, index)], device=labels.device)
         result = self.craft(attack, self.victim, batch, labels, attack.name)
         paths = [self.audio(attack, i) for i in self.batches[index]]
         compared = zip(*attack.present(batch.waveforms, batch.lengths), strict=True)  # as long as the result
@@ -320,6 +379,7 @@ class Campaign:
                     "queries": int(result.queries[i]),
                     **distortion(read[i], originals[i], attack.epsilon, name, self.perceptual),
                     "audio": paths[i].relative_to(self.output).as_posix(),
+                    "sha256": checksum(paths[i]),
                 }
             )
         return records
