@@ -3,7 +3,7 @@
 import copy
 import warnings
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Literal, NamedTuple
@@ -20,7 +20,7 @@ from sec4sr_pl.checkpoint import load_recognizer, save_recognizer
 from sec4sr_pl.command import command
 from sec4sr_pl.data import SpeakerData
 from sec4sr_pl.data.base import Batches, Utterances
-from sec4sr_pl.data.manifest import DataError, shortened
+from sec4sr_pl.data.manifest import DataError, check_lengths, shortened
 from sec4sr_pl.data.trials import Trials
 from sec4sr_pl.defenses import Defense
 from sec4sr_pl.draws import key
@@ -77,23 +77,41 @@ def embed(
         label: stands beside a progress bar, on the first process; None: no bar.
 
     Raises:
-        ValueError: an utterance that is too short.
+        ValueError: an utterance that is too short, before any is read.
 
     Warns:
         UserWarning: an utterance of zeros.
     """
+    check_lengths(utterances.utterances, recognizer.minimum_samples)
     like = recognizer.scorer.threshold
     own = torch.Generator()  # a loader draws a number that nobody needs: not from a training's generator
     loader = DataLoader(Batches(utterances, batch_size), None, num_workers=num_workers, generator=own)
     embeddings = []
     hidden = label is None or getattr(rank_zero_only, "rank", 0) != 0
     for batch in track(loader, label or "", disable=hidden):
-        recognizer.check(batch.waveforms, batch.lengths, batch.names)
         if silent := [name for name, row in zip(batch.names, batch.waveforms, strict=True) if not row.any()]:
             warnings.warn(f"Nothing is to be heard in {', '.join(silent)}: all samples are 0", stacklevel=2)
         recognizer.seed(key(seed, *batch.names, "enrollment"))
         embeddings.append(recognizer.embed(batch.waveforms.to(like), batch.lengths.to(like.device)))
     return torch.cat(embeddings)
+
+
+def check_several(speakers: Iterable[str]) -> None:
+    """Refuse to set a threshold on models of one utterance, of which none can be held out.
+
+    Args:
+        speakers: of each enrollment utterance.
+
+    Raises:
+        ValueError: a speaker with one utterance.
+    """
+    if single := [name for name, count in Counter(speakers).items() if count == 1]:
+        raise ValueError(
+            "Expected two or more enrollment utterances a speaker, to set the threshold on, got one of "
+            f"{len(single)} ({', '.join(single[:5])}{', ...' if len(single) > 5 else ''}): add another, or set the "
+            "threshold on a list of other speakers' trials (--task SV --data.trials LIST), or do without one (--task "
+            "CSI, a closed set)"
+        )
 
 
 @torch.no_grad()
@@ -113,15 +131,12 @@ def held_out_scores(
     Raises:
         ValueError: a speaker with one utterance.
     """
+    check_several(speakers)
     counts: Counter[str] = Counter()
     turns = []
     for name in speakers:
         turns.append(counts[name])
         counts[name] += 1
-    if single := [name for name, count in counts.items() if count == 1]:
-        raise ValueError(
-            f"Expected two or more enrollment utterances a speaker, to calibrate on, got one of {', '.join(single[:5])}"
-        )
     scores, others = embeddings.new_empty(len(speakers), len(counts)), copy.deepcopy(scorer)
     for turn in range(max(turns) + 1):
         out, rest = ([row for row, own in enumerate(turns) if (own == turn) is held] for held in (True, False))
@@ -193,7 +208,7 @@ def enrollable(recognizer: Recognizer) -> EnrolledScorer:
     """The scorer of a recognizer, which is put into eval mode.
 
     Raises:
-        ValueError: a scorer that can't be enrolled.
+        ValueError: a scorer that can't be enrolled, or models that nobody trained.
     """
     scorer = recognizer.eval().scorer
     if not isinstance(scorer, EnrolledScorer):
@@ -201,22 +216,37 @@ def enrollable(recognizer: Recognizer) -> EnrolledScorer:
             f"{type(scorer).__name__} has no enrollment: expected a scorer such as Cosine, e.g. by --scorer Cosine of "
             "python -m sec4sr_pl.enrollment"
         )
+    scorer.check_trained()
     return scorer
 
 
-def strangers(cohort: SpeakerData, data: SpeakerData) -> Utterances:
+def strangers(cohort: SpeakerData, data: SpeakerData, least: int = 2) -> Utterances:
     """The training utterances of a cohort, but for those of speakers who are enrolled, calibrate or are tested.
 
     Raises:
-        ValueError: fewer than two.
+        ValueError: fewer than the least number of them.
     """
     cohort.prepare_data()
     there = [split for split in data.held_out if (data.root / split).is_dir()]
     known = {utterance.speaker for split in there for utterance in data.scan(split)}
     utterances = [utterance for utterance in cohort.utterances("train") if utterance.speaker not in known]
-    if len(utterances) < 2:
-        raise ValueError(f"Expected a cohort of two or more utterances of strangers, got {len(utterances)}")
+    if len(utterances) < least:
+        raise ValueError(f"Expected a cohort of {least} or more utterances of strangers, got {len(utterances)}")
     return Utterances(utterances, [REJECT] * len(utterances), cohort.resample)
+
+
+def parts(data: SpeakerData, task: Task) -> list[Utterances]:
+    """The utterances that are enrolled and, for a threshold, those of imposters.
+
+    Raises:
+        ValueError: parts that can't be used, or a speaker of whom one utterance shall be enrolled and held out.
+    """
+    data.connect(sorted({utterance.speaker for utterance in data.utterances("enroll")}))
+    enrollment = data.dataset("enroll")
+    if task == "CSI":
+        return [enrollment]
+    check_several(utterance.speaker for utterance in enrollment.utterances)
+    return [enrollment, data.dataset("calibration")]
 
 
 def judges(data: SpeakerData) -> set[str]:
@@ -266,11 +296,14 @@ def enroll(
         max_seconds: of each utterance whose scores set the threshold; models are of whole utterances.
 
     Raises:
-        ValueError: a scorer that can't be enrolled, or utterances that can't be used.
+        ValueError: a scorer that can't be enrolled, or utterances that can't be used; where the list of utterances
+            tells, before any is read.
 
     Warns:
         UserWarning: a speaker who calibrates or is tested is among those on whom the recognizer was trained.
     """
+    if batch_size < 1 or not (target_prior is None or 0.0 < target_prior < 1.0):
+        raise ValueError(f"Expected batch_size >= 1 and target_prior in (0, 1), got {batch_size} and {target_prior}")
     scorer = enrollable(recognizer)
     if (cohort is None) == isinstance(scorer, Normalized):
         came = f"{type(scorer).__name__} and {'none' if cohort is None else type(cohort).__name__}"
@@ -279,12 +312,15 @@ def enroll(
     by_trials = task == "SV" and data.trial_list is not None
     if scorer.trained_on and not by_trials:
         warn_of_training(scorer.trained_on, judges(data))
+    trials = data.trials().check(data.trial_list) if by_trials else None
+    heard = [] if trials is not None else parts(data, task)
+    every = [utterance for part in heard for utterance in part.utterances] if trials is None else trials.utterances
+    check_lengths(shortened(every, None if task == "CSI" else max_seconds), recognizer.minimum_samples)
     if isinstance(scorer, Normalized) and cohort is not None:
-        others = strangers(cohort, data)
+        others = strangers(cohort, data, scorer.least)
         embeddings = embed(recognizer, others, batch_size, seed, label="cohort")
         scorer.take_cohort(embeddings, [utterance.speaker for utterance in others.utterances])
-    if by_trials:
-        trials = data.trials().check(data.trial_list)
+    if trials is not None:
         warn_of_training(scorer.trained_on, trials.speakers)
         enroll_first(recognizer, trials, data.resample, batch_size, seed)
         made = trial_scores(recognizer, trials, data.resample, batch_size, seed, max_seconds)
@@ -292,22 +328,21 @@ def enroll(
         scorer.threshold.fill_(found.threshold)
         scorer.calibrated_on = sorted(trials.speakers)
         return found
-    data.connect(sorted({utterance.speaker for utterance in data.utterances("enroll")}))
-    enrollment = data.dataset("enroll")
+    enrollment = heard[0]
     embeddings = embed(recognizer, enrollment, batch_size, seed, label="enrollment")
     speakers = [utterance.speaker for utterance in enrollment.utterances]
     scorer.enroll(embeddings, speakers)
     if task == "CSI":
         return None
-    labels, calibration, imposters = [], [], data.dataset("calibration")
-    for part in (enrollment, imposters):
+    labels, calibration = [], []
+    for part in heard:
         short = Utterances(shortened(part.utterances, max_seconds), part.labels, part.resample)
         calibration.append(embed(recognizer, short, batch_size, seed, label="calibration"))
         labels += part.labels
     scores = [held_out_scores(scorer, embeddings, speakers, calibration[0]), scorer(calibration[1])]
     found = calibrate(torch.cat(scores).cpu(), torch.tensor(labels), task, target_prior)
     scorer.threshold.fill_(found.threshold)
-    scorer.calibrated_on = sorted({utterance.speaker for utterance in imposters.utterances})
+    scorer.calibrated_on = sorted({utterance.speaker for utterance in heard[1].utterances})
     return found
 
 

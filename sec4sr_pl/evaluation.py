@@ -20,13 +20,14 @@ from sec4sr_pl.checkpoint import checksum, load_recognizer
 from sec4sr_pl.command import command
 from sec4sr_pl.data import SpeakerData
 from sec4sr_pl.data.base import Utterances
-from sec4sr_pl.data.manifest import Utterance, label, shortened
+from sec4sr_pl.data.manifest import Utterance, check_lengths, label, shortened
 from sec4sr_pl.data.trials import claim
 from sec4sr_pl.defenses import Defense
 from sec4sr_pl.enrollment import enroll_first, warn_of_training
 from sec4sr_pl.normalization import Normalized
 from sec4sr_pl.recognizer import Recognizer
 from sec4sr_pl.robustness import Campaign, Summary, summarize
+from sec4sr_pl.robustness.campaign import check_settings
 from sec4sr_pl.robustness.plot import plot, plot_queries
 from sec4sr_pl.robustness.queries import query_curves
 from sec4sr_pl.robustness.tables import write_summary
@@ -98,6 +99,7 @@ def evaluate(
     """
     if threads < 1 or not 0.0 < target_prior < 1.0:
         raise ValueError(f"Expected threads >= 1, got {threads}, and target_prior in (0, 1), got {target_prior}")
+    check_settings(attacks, batch_size, draws)
     fabric = processes(accelerator, devices, num_nodes)
     recognizer = load_recognizer(checkpoint, trusted)
     if not recognizer.scorer.speakers:
@@ -119,8 +121,7 @@ def evaluate(
     recognizer.to(fabric.device)
     data.prepare_data()
     if part == "trials":
-        utterances, labels = tried(recognizer, data, limit, batch_size, seed)
-        utterances = shortened(utterances, max_seconds)
+        utterances, labels = tried(recognizer, data, limit, batch_size, seed, max_seconds)
     else:
         utterances, labels = heard(recognizer.scorer, data, part, limit, max_seconds)
         if claims:
@@ -171,12 +172,17 @@ def heard(
 
 
 def tried(
-    recognizer: Recognizer, data: SpeakerData, limit: int | None, batch_size: int, seed: int
+    recognizer: Recognizer,
+    data: SpeakerData,
+    limit: int | None,
+    batch_size: int,
+    seed: int,
+    max_seconds: float | None,
 ) -> tuple[list[Utterance], list[int]]:
     """The utterances and labels of the data's trials, whose first utterances are enrolled in the recognizer.
 
     Raises:
-        ValueError: trials, or speakers of them, that set its threshold.
+        ValueError: trials, or speakers of them, that set its threshold, or utterances that are too short.
 
     Warns:
         UserWarning: one of their speakers is among those on whom the recognizer was trained, or in its cohort.
@@ -192,8 +198,10 @@ def tried(
     warn_of_training(recognizer.scorer.trained_on, trials.speakers)
     if limit is not None:
         trials = trials.spread(limit)
+    check_lengths(shortened(trials.utterances, max_seconds), recognizer.minimum_samples)
     enroll_first(recognizer, trials, data.resample, batch_size, seed)
-    return trials.claims(recognizer.scorer.speakers)
+    utterances, labels = trials.claims(recognizer.scorer.speakers)
+    return shortened(utterances, max_seconds), labels
 
 
 def check_strangers(scorer: Scorer, speakers: set[str], source: str) -> None:

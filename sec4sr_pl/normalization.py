@@ -96,6 +96,15 @@ class Normalized(EnrolledScorer):
     def calibrated_on(self, names: Sequence[str]) -> None:
         self.scorer.calibrated_on = names
 
+    @property
+    def least(self) -> int:
+        """Utterances of the smallest cohort."""
+        return self.top or 2
+
+    def check_trained(self) -> None:
+        """As the scorer does."""
+        self.scorer.check_trained()
+
     def take_cohort(self, embeddings: Tensor, speakers: Sequence[str] = ()) -> None:
         """Normalize by a cohort from now on; the threshold is -inf until calibrated.
 
@@ -106,10 +115,9 @@ class Normalized(EnrolledScorer):
         Raises:
             ValueError: fewer than two, or than `top`; or embeddings that are not finite.
         """
-        least = self.top or 2
-        if embeddings.dim() != 2 or len(embeddings) < least:
+        if embeddings.dim() != 2 or len(embeddings) < self.least:
             raise ValueError(
-                f"Expected (cohort, embedding_size) embeddings of {least} or more, got {tuple(embeddings.shape)}"
+                f"Expected (cohort, embedding_size) embeddings of {self.least} or more, got {tuple(embeddings.shape)}"
             )
         if not embeddings.isfinite().all():
             raise ValueError("Expected finite embeddings of the cohort, got others")

@@ -119,6 +119,13 @@ class EnrolledScorer(Scorer):
         self.embedding_size, self.trained_on, self.calibrated_on = embedding_size, trained_on, calibrated_on
         self.register_buffer("models", torch.zeros(len(self.speakers), embedding_size))
 
+    def check_trained(self) -> None:
+        """Refuse models that nobody trained, where there are any.
+
+        Raises:
+            ValueError: they are as their constructor made them.
+        """
+
     def enroll(self, embeddings: Tensor, speakers: Sequence[str]) -> None:
         """Take these speakers, sorted by name, for those that were enrolled; the threshold is -inf until calibrated.
 
@@ -310,17 +317,21 @@ class PLDA(EnrolledScorer):
                 f"Expected embeddings of {len(self.center)} dimensions, which the models of this PLDA are for, "
                 f"got {tuple(embeddings.shape)}"
             )
-        if self._untrained():
+        self.check_trained()
+        super().enroll(embeddings, speakers)
+
+    def check_trained(self) -> None:
+        """As in the base.
+
+        Raises:
+            ValueError: LDA and psi are those of the constructor.
+        """
+        lda, psi = torch.eye(*self.lda.shape).to(self.lda), torch.ones_like(self.psi)
+        if torch.equal(self.lda, lda) and torch.equal(self.psi, psi):
             raise ValueError(
                 "This PLDA is untrained, so its scores say nothing: train it behind a recognizer with "
                 "python -m sec4sr_pl.training.background.backend, or load Kaldi's files with PLDA.from_kaldi"
             )
-        super().enroll(embeddings, speakers)
-
-    def _untrained(self) -> bool:
-        """Whether LDA and psi are those of the constructor."""
-        lda, psi = torch.eye(*self.lda.shape).to(self.lda), torch.ones_like(self.psi)
-        return torch.equal(self.lda, lda) and torch.equal(self.psi, psi)
 
     def project(self, embeddings: Tensor, utterances: int = 1) -> Tensor:
         """(..., embedding_size) means of so many utterances -> (..., size) in PLDA's basis."""

@@ -260,7 +260,7 @@ def test_the_cohort_travels_in_the_checkpoint(recognizer: Recognizer, background
 def test_the_cohort_is_of_strangers_alone(background: SpeakerData, voices: Path) -> None:
     speakers = {utterance.speaker for utterance in strangers(background, Spk10(voices)).utterances}
     assert speakers == {f"stranger{index}" for index in range(6)}
-    with pytest.raises(ValueError, match="two or more utterances of strangers, got 0"):
+    with pytest.raises(ValueError, match="2 or more utterances of strangers, got 0"):
         strangers(SpeakerData(voices, "Spk10_imposter"), Spk10(voices))
 
 

@@ -12,6 +12,7 @@ from torch.nn import functional
 from sec4sr_pl.data import SpeakerData
 from sec4sr_pl.data.base import Utterances
 from sec4sr_pl.data.batches import bounded
+from sec4sr_pl.data.manifest import check_lengths
 from sec4sr_pl.data.trials import Trials, all_pairs, read_trials
 from sec4sr_pl.enrollment import embed
 from sec4sr_pl.metrics import equal_error_rate, min_dcf
@@ -74,12 +75,7 @@ class VerificationEER(Callback):
             root = data.root if self.root is None else self.root
             self._found = read_trials(root / self.trials, root, data.resample)
         recognizer: Any = pl_module.recognizer
-        shortest = min(self._found.utterances, key=lambda utterance: utterance.frames)
-        if shortest.frames < recognizer.minimum_samples:
-            raise ValueError(
-                f"Utterance '{shortest.name}' of the trials has {shortest.frames} samples, this recognizer needs at "
-                f"least {recognizer.minimum_samples}: leave it out or join it with another"
-            )
+        check_lengths(self._found.utterances, recognizer.minimum_samples)
 
     def on_validation_batch_end(
         self,

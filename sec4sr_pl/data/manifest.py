@@ -307,3 +307,23 @@ def shortened(utterances: Iterable[Utterance], max_seconds: float | None) -> lis
     if samples < 1:
         raise ValueError(f"Expected max_seconds above 0, got {max_seconds}")
     return [utterance._replace(frames=min(utterance.frames, samples)) for utterance in utterances]
+
+
+def check_lengths(utterances: Iterable[Utterance], least: int) -> None:
+    """Refuse utterances that a recognizer can't score, before any is read.
+
+    Args:
+        utterances: as they will be scored.
+        least: samples of the shortest that it can, its `minimum_samples`.
+
+    Raises:
+        DataError: a shorter one.
+    """
+    short = {utterance.name: utterance.frames for utterance in utterances if utterance.frames < least}
+    if short:
+        first, frames = next(iter(short.items()))
+        others = f", as are {len(short) - 1} others" if len(short) > 1 else ""
+        raise DataError(
+            f"Utterance '{first}' has {frames} samples, this recognizer needs at least {least}: leave it out or join "
+            f"it with another{others}"
+        )

@@ -23,6 +23,7 @@ from sec4sr_pl.attacks.written import as_written
 from sec4sr_pl.checkpoint import checksum, describe
 from sec4sr_pl.data.base import Utterances, collate
 from sec4sr_pl.data.batches import SECONDS, bounded
+from sec4sr_pl.data.manifest import check_lengths
 from sec4sr_pl.draws import key
 from sec4sr_pl.files import filename, refuse_others, whole
 from sec4sr_pl.recognizer import Ensemble, Recognizer
@@ -48,6 +49,19 @@ def write_text(path: Path, text: str) -> None:
         partial.write_text(text, encoding="utf-8")
 
 
+def check_settings(attacks: Sequence[Attack], batch_size: int, draws: int) -> None:
+    """Refuse what no campaign can have, before utterances are looked at.
+
+    Raises:
+        CampaignError: attacks of one name, no utterance in a batch, or no draw.
+    """
+    names = [attack.name for attack in attacks]
+    if len(set(names)) < len(names) or BENIGN in names:
+        raise CampaignError(f"Expected attacks with names of their own, got {', '.join(names)}")
+    if batch_size < 1 or draws < 1:
+        raise CampaignError(f"Expected batch_size and draws >= 1, got {batch_size} and {draws}")
+
+
 class Campaign:
     """Attacks on a recognizer over a list of utterances, recorded under a folder.
 
@@ -69,8 +83,8 @@ class Campaign:
         claims: verification, where labels are those of `Claim`.
 
     Raises:
-        CampaignError: attacks of one name, no utterance, one that is too short for the recognizer, or an output folder
-            of another campaign.
+        CampaignError: as `check_settings`, or no utterance.
+        DataError: an utterance that is too short for the recognizer.
     """
 
     def __init__(
@@ -88,23 +102,14 @@ class Campaign:
         identity: dict[str, Any] | None = None,
         claims: bool = False,
     ) -> None:
-        names = [attack.name for attack in attacks]
-        if len(set(names)) < len(names) or BENIGN in names:
-            raise CampaignError(f"Expected attacks with names of their own, got {', '.join(names)}")
+        check_settings(attacks, batch_size, draws)
         self.threshold = float(recognizer.scorer.threshold)
         decidable = [self.threshold > -math.inf or label != REJECT for label in data.labels]
         self.excluded = decidable.count(False)
         data = Utterances(compress(data.utterances, decidable), compress(data.labels, decidable), data.resample)
         if not len(data):
             raise CampaignError(f"Expected at least one utterance, got none ({self.excluded} of imposters left out)")
-        if batch_size < 1 or draws < 1:
-            raise CampaignError(f"Expected batch_size and draws >= 1, got {batch_size} and {draws}")
-        shortest = min(data.utterances, key=lambda utterance: utterance.frames)
-        if shortest.frames < recognizer.minimum_samples:
-            raise CampaignError(
-                f"Utterance '{shortest.name}' has {shortest.frames} samples, this recognizer needs at least "
-                f"{recognizer.minimum_samples}: leave it out or join it with another"
-            )
+        check_lengths(data.utterances, recognizer.minimum_samples)
         self.recognizer = recognizer.eval()
         self.undefended = recognizer.with_defenses([])
         self.victim = self.recognizer if adaptive else self.undefended
