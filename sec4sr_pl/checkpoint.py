@@ -3,6 +3,7 @@
 import hashlib
 import inspect
 import io
+import os
 import re
 from collections.abc import Mapping, Sequence
 from importlib import import_module
@@ -116,7 +117,14 @@ def save_recognizer(recognizer: Recognizer, path: str | Path) -> None:
 
 
 class WholeCheckpoints(TorchCheckpointIO):
-    """Lightning's checkpoints by `write_whole`: its own are copied from the temporary folder, which a kill cuts."""
+    """Lightning's checkpoints by `write_whole`: its own are copied from the temporary folder, which a kill cuts.
+
+    They are removed only beside one that was written: a resume has their names from its checkpoint.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.folders: set[str] = set()
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None) -> None:
         """Called by the trainer on the first process."""
@@ -124,6 +132,16 @@ class WholeCheckpoints(TorchCheckpointIO):
             super().save_checkpoint(checkpoint, path, storage_options)
         else:
             write_whole(path, checkpoint)
+        self.folders.add(os.path.dirname(path))
+
+    def remove_checkpoint(self, path: str | Path) -> None:
+        """Called by the trainer on the first process, when there is a better one."""
+        if os.path.dirname(path) not in self.folders or not str(path).endswith(".ckpt"):
+            return
+        if "://" in str(path):
+            super().remove_checkpoint(path)
+        elif Path(path).is_file():
+            Path(path).unlink()
 
 
 def read_checkpoint(path: str | Path) -> dict[str, Any]:

@@ -22,7 +22,7 @@ import sec4sr_pl.data.augment
 import sec4sr_pl.features
 import sec4sr_pl.losses  # noqa: F401  imported, so that YAML may name classes without their modules
 from sec4sr_pl.allocator import keep_large_blocks
-from sec4sr_pl.callbacks import StopOnSigterm, WandbRun
+from sec4sr_pl.callbacks import OwnCheckpoints, StopOnSigterm, WandbRun
 from sec4sr_pl.checkpoint import WholeCheckpoints, read_checkpoint
 from sec4sr_pl.command import Terminated, at_home, one_line_errors
 from sec4sr_pl.data import SpeakerData
@@ -84,7 +84,7 @@ class SpeakerCLI(LightningCLI):
         """A resume never runs a checkpoint's code; W&B stays offline where it has no key, and says so once."""
         config = self.config[self.subcommand]
         config.weights_only = True
-        callbacks = self.trainer_defaults["callbacks"] = [StopOnSigterm(), WandbRun()]
+        callbacks = self.trainer_defaults["callbacks"] = [StopOnSigterm(), WandbRun(), OwnCheckpoints()]
         if config.trainer.enable_progress_bar is not False:
             callbacks.append(RichProgressBar())
         if "WANDB_MODE" in os.environ or "WandbLogger" not in str(self.config) or wandb_has_key():
