@@ -100,12 +100,17 @@ def info(path: Path | Member) -> AudioInfo:
     Raises:
         AudioError: a file that is missing, no regular file, empty, truncated, or neither wav (RIFF, RF64) nor flac.
     """
-    with _opened(path) as file:
+    with opened(path) as file:
         return _header(file, path)
 
 
 @contextmanager
-def _opened(path: Path | Member) -> Iterator[BinaryIO]:
+def opened(path: Path | Member) -> Iterator[BinaryIO]:
+    """A file to read, closed at the end of the block.
+
+    Raises:
+        AudioError: it is missing, no regular file, or not to be read.
+    """
     try:
         file = path.open("rb") if isinstance(path, Member) else _open(path)
     except OSError as error:
@@ -151,12 +156,21 @@ def _header(file: BinaryIO, path: Path | Member) -> AudioInfo:
         raise AudioError(f"{path} holds no samples: replace or remove it")
     if frames >= 1 << 62:  # libsndfile's word for a flac stream that was never told its length
         raise AudioError(f"{path} does not say how many samples it holds, expected their number: encode it again")
+    check_rate(path, rate)
+    if missing := missing_bytes(file):
+        raise AudioError(f"{path} is truncated: its header announces {missing} bytes more than it has; replace it")
+    return AudioInfo(frames, rate, channels)
+
+
+def check_rate(path: Path | Member, rate: int) -> None:
+    """Refuse what can't be resampled in a bounded memory.
+
+    Raises:
+        AudioError: samples a second that no recording has.
+    """
     common = math.gcd(rate, SAMPLE_RATE)
     if rate not in RATES or rate // common * (SAMPLE_RATE // common) > KERNEL:
         raise AudioError(f"{path} has {rate} samples a second, a rate of no recording: replace it")
-    if missing := _missing_bytes(file):
-        raise AudioError(f"{path} is truncated: its header announces {missing} bytes more than it has; replace it")
-    return AudioInfo(frames, rate, channels)
 
 
 def _reason(error: Exception) -> str:
@@ -183,7 +197,7 @@ def read(path: Path | Member, start: int = 0, frames: int | None = None, resampl
     """
     if start < 0 or (frames is not None and frames < 0):
         raise ValueError(f"Expected start and frames of at least 0, got {start} and {frames}")
-    with _opened(path) as file:
+    with opened(path) as file:
         header = _header(file, path)
         if header.channels != 1:
             raise AudioError(f"{path} has {header.channels} channels, expected 1: mix it down to mono")
@@ -213,10 +227,14 @@ def read(path: Path | Member, start: int = 0, frames: int | None = None, resampl
         raise AudioError(f"{path} contains NaN or infinite samples: replace it")
     if waveform.numel() and waveform.abs().max() > 1.0:
         raise AudioError(f"{path} has samples up to {waveform.abs().max():.4g}, expected [-1, 1]: scale it down")
-    if not same_rate:
-        waveform = resample_waveform(waveform, header.rate, SAMPLE_RATE).clamp(-1.0, 1.0)
-        waveform = pad(waveform, (0, total - len(waveform)))[start:end]  # torchaudio counts in float32: one off at 60 s
-    return waveform
+    return waveform if same_rate else at_16_khz(waveform, header.rate)[start:end]
+
+
+def at_16_khz(waveform: Tensor, rate: int) -> Tensor:
+    """A waveform of another rate, (time,) in [-1, 1], at 16 kHz: `samples_at_16_khz` of them."""
+    resampled: Tensor = resample_waveform(waveform, rate, SAMPLE_RATE).clamp(-1.0, 1.0)
+    total = samples_at_16_khz(len(waveform), rate)
+    return pad(resampled, (0, total - len(resampled)))  # torchaudio counts in float32: one off at 60 s
 
 
 def _decode(file: BinaryIO, start: int, frames: int) -> NDArray[np.float32]:
@@ -266,7 +284,7 @@ def samples_at_16_khz(frames: int, rate: int) -> int:
     return -(-frames * SAMPLE_RATE // rate)
 
 
-def _missing_bytes(file: BinaryIO) -> int:
+def missing_bytes(file: BinaryIO) -> int:
     """By how much the data chunk of a wav file announces more than the file has (libsndfile does not mind)."""
     end = file.seek(0, os.SEEK_END)
     file.seek(0)
