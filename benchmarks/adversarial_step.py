@@ -4,11 +4,11 @@ Each measurement is a process of its own, in turn, so that a busy machine slows 
 heap. `floor` is the passes of the convolutional network alone: what no front end, bookkeeping or optimizer can beat.
 """
 
-import sys
 from collections.abc import Callable
 
 import torch
 from naive import NaiveAudioNet, naive_step
+from setting import ARGUMENTS, sized
 from torch import Tensor
 from torch.nn import functional
 from turns import in_turn, median_seconds
@@ -23,7 +23,8 @@ from sec4sr_pl.scoring import ClosedSet
 from sec4sr_pl.training.objectives import AdversarialTraining
 from sec4sr_pl.types import Batch, full_lengths
 
-BATCH, SECONDS, SPEAKERS = 32, 5.0, 251
+SPEAKERS = 251
+BATCH, SECONDS = sized((32, 5.0), (4, 0.5))
 WAYS = ("ours", "ours, bf16", "naive", "floor")
 
 
@@ -93,11 +94,11 @@ def worker(way: str, steps: int) -> None:
     print(median_seconds(step, steps, warmup=2))
 
 
-def main(rounds: int = 5, steps: int = 5) -> None:
+def main(rounds: int = sized(5, 1), steps: int = sized(5, 1)) -> None:
     """Print the medians over rounds of processes, and the ratios to the naive step under the same allocator."""
     print(f"{BATCH} x {SECONDS} s, PGD-10 on half, {torch.get_num_threads()} threads, {rounds} processes a row in turn")
     in_turn(__file__, WAYS, rounds, steps, reference="naive")
 
 
 if __name__ == "__main__":
-    main() if len(sys.argv) == 1 else worker(sys.argv[1], int(sys.argv[2]))
+    worker(ARGUMENTS[0], int(ARGUMENTS[1])) if ARGUMENTS else main()

@@ -4,12 +4,12 @@ The plain ones run on a model with torch.stft, all rows and samples at once, wit
 out of reach, so that no utterance leaves early and both do the same work. What each reaches is printed.
 """
 
-import sys
 from collections.abc import Callable
 from functools import partial
 
 import torch
 from naive import NaiveAudioNet
+from setting import ARGUMENTS, sized
 from torch import Tensor
 from turns import in_turn, median_seconds
 
@@ -20,10 +20,10 @@ from sec4sr_pl.features import LogMel
 from sec4sr_pl.recognizer import Recognizer
 from sec4sr_pl.scoring import ClosedSet
 
-SECONDS, SPEAKERS = 5.0, 251
-STEPS = {"CW2": 100, "FAKEBOB": 10}
-BATCH = {"CW2": 8, "FAKEBOB": 4}
-CONST, SAMPLES, SIGMA = 1.0, 50, 0.001
+SECONDS, SPEAKERS = sized(5.0, 0.5), 251
+STEPS = sized({"CW2": 100, "FAKEBOB": 10}, {"CW2": 2, "FAKEBOB": 2})
+BATCH = sized({"CW2": 8, "FAKEBOB": 4}, {"CW2": 2, "FAKEBOB": 2})
+CONST, SAMPLES, SIGMA = 1.0, sized(50, 4), 0.001
 Score = Callable[[Tensor], Tensor]
 
 
@@ -89,7 +89,7 @@ def worker(way: str, runs: int) -> None:
     print(seconds, f"mean change {change.mean().item():.4f} (L2), mean margin {left.mean().item():.5f}")
 
 
-def main(rounds: int = 5, runs: int = 1) -> None:
+def main(rounds: int = sized(5, 1), runs: int = 1) -> None:
     """Print medians over rounds of processes, and the ratios to ours under the same allocator."""
     for name in STEPS:
         print(f"{name}-{STEPS[name]}, {BATCH[name]} x {SECONDS} s, {torch.get_num_threads()} threads, {rounds} rounds")
@@ -97,4 +97,4 @@ def main(rounds: int = 5, runs: int = 1) -> None:
 
 
 if __name__ == "__main__":
-    main() if len(sys.argv) == 1 else worker(sys.argv[1], int(sys.argv[2]))
+    worker(ARGUMENTS[0], int(ARGUMENTS[1])) if ARGUMENTS else main()

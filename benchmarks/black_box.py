@@ -7,9 +7,9 @@ system's own decides what succeeds. Writes docs/figures/black_box.png. Needs SEC
 """
 
 import time
-from pathlib import Path
 
 import torch
+from setting import corpus, figure, sized
 from torch import Tensor
 
 from sec4sr_pl.allocator import keep_large_blocks
@@ -25,7 +25,7 @@ from sec4sr_pl.scoring import Cosine
 from sec4sr_pl.types import REJECT, SAMPLE_RATE
 
 TIME = round(1.6 * SAMPLE_RATE)
-UTTERANCES, PROBES, QUERIES = 8, 4, 2_500
+UTTERANCES, PROBES, QUERIES = sized((8, 4, 2_500), (2, 1, 100))
 EPSILON = {"accepted": 0.01, "rejected": 0.002}
 
 
@@ -52,7 +52,7 @@ def estimated(victim: Recognizer, data: Spk10) -> float:
         victim,
         victim.decide,
         waveforms[chosen],
-        attack=FAKEBOB(2.0, steps=200, queries=10_000),
+        attack=FAKEBOB(2.0, steps=sized(200, 20), samples=sized(50, 10), queries=10_000),
         generator=[torch.Generator().manual_seed(row) for row in range(PROBES)],
     )
     single = ", ".join(f"{value:.4f}" for value in found.thresholds.tolist())
@@ -62,7 +62,7 @@ def estimated(victim: Recognizer, data: Spk10) -> float:
         f"utterances: {single}; {int(found.queries.sum())} queries",
         flush=True,
     )
-    return found.threshold
+    return sized(found.threshold, true)  # of so few queries it may be none
 
 
 def attacked(attack: Attack, system: Recognizer, task: Task, waveforms: Tensor, labels: Tensor) -> AttackResult:
@@ -83,7 +83,7 @@ def attacked(attack: Attack, system: Recognizer, task: Task, waveforms: Tensor, 
 def main() -> None:
     """Print a line for each estimate and attack, and draw the curves."""
     keep_large_blocks()
-    data, curves = Spk10(), dict[str, Curve]()
+    data, curves = Spk10(corpus()), dict[str, Curve]()
     recognizer = Recognizer(Mel(), GE2E.pretrained(), Cosine()).eval().requires_grad_(False)
     tasks: tuple[Task, ...] = ("SV", "OSI")
     for task in tasks:
@@ -107,7 +107,7 @@ def main() -> None:
                     f"{time.perf_counter() - start:.0f} s",
                     flush=True,
                 )
-    plot_queries(curves, Path("docs/figures/black_box.png"))
+    plot_queries(curves, figure("black_box.png"))
 
 
 if __name__ == "__main__":

@@ -1,32 +1,32 @@
 """Defenses against the plain ways to compute the same, forward and backward, on noise, and on real frames.
 
-Both run in turn in one process, so that a busy machine slows both; the ratio of medians is the figure. Needs
-SEC4SR_DATA.
+Both run in turn in one process, so that a busy machine slows both; the ratio of medians is the figure.
 """
 
+import itertools
 import os
-import shutil
 import statistics
 import subprocess
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import redirect_stderr, redirect_stdout
+from contextlib import redirect_stderr, redirect_stdout, suppress
 from functools import partial
 from itertools import pairwise
-from pathlib import Path
 
 import imageio_ffmpeg
+import kmeans_pytorch
 import numpy as np
 import soundfile
 import torch
-from kmeans_pytorch import kmeans
 from scipy.signal import butter
+from setting import made, real_speech, sized
 from torch import Tensor
 from torch.nn.functional import conv1d, pad
 from torchaudio.functional import lfilter
+from tqdm import tqdm
 
-from sec4sr_pl import audio
+from sec4sr_pl import audio, system
 from sec4sr_pl.defenses import (
     AMR,
     AACConstant,
@@ -47,8 +47,8 @@ from sec4sr_pl.features import LogMel
 from sec4sr_pl.types import SAMPLE_RATE
 
 Way = Callable[[Tensor], Tensor]
-ENDING = (0, 1, 3, 5, 6)
-"""Seeds at which kmeans-pytorch ends: it never does where a cluster gets empty."""
+STARTS = sized(5, 1)
+"""Random ones of k-means, whose inertia is compared."""
 
 
 def unfolded_median(waveforms: Tensor, size: int) -> Tensor:
@@ -70,14 +70,28 @@ def recursive(waveforms: Tensor, defense: Butterworth) -> Tensor:
     return waveforms.clamp(-1.0, 1.0)
 
 
+class Meter(tqdm):  # type: ignore[type-arg]
+    """Ends a run of kmeans-pytorch in which a cluster got empty, which itself would never end."""
+
+    def set_postfix(self, *_: object, center_shift: str, **__: object) -> None:
+        """Look at what is shown."""
+        if center_shift == "nan":
+            raise ArithmeticError("A cluster is empty")
+
+
 def packaged_kmeans(frames: Tensor, ratio: float, seed: int) -> Tensor:
-    """K-means of one utterance after the other by kmeans-pytorch, whose loop SEC4SR runs, and the members' means."""
+    """K-means of one utterance after the other by kmeans-pytorch, whose loop SEC4SR runs, and the members' means.
+
+    Raises:
+        ArithmeticError: a cluster gets empty.
+    """
     np.random.seed(seed)  # of its starts
+    kmeans_pytorch.tqdm = Meter
     outputs = []
     for own in frames:
         count = int(len(own) * ratio + 1e-9)
         with open(os.devnull, "w") as nowhere, redirect_stdout(nowhere), redirect_stderr(nowhere):
-            clusters, _ = kmeans(own.detach(), count)
+            clusters, _ = kmeans_pytorch.kmeans(own.detach(), count)
         outputs.append(torch.stack([own[clusters == index].mean(0) for index in range(count)]))
     return torch.stack(outputs)
 
@@ -89,7 +103,7 @@ def inertia(frames: Tensor, centers: Tensor) -> float:
 
 def ffmpegs(encoder: str) -> Iterator[str]:
     """The system's command and the static one of the imageio-ffmpeg wheel, as far as they have the encoder."""
-    for path in filter(None, (shutil.which("ffmpeg"), imageio_ffmpeg.get_ffmpeg_exe())):
+    for path in filter(None, (system.command("ffmpeg"), imageio_ffmpeg.get_ffmpeg_exe())):
         shown = subprocess.run([path, "-hide_banner", "-encoders"], capture_output=True, text=True, check=True).stdout
         if f" {encoder} " in shown:
             yield path
@@ -171,13 +185,13 @@ def compare(name: str, signal: Tensor, ours: Way, theirs: Way, rounds: int, same
 
 def speech_frames(batch: int, seconds: float) -> Tensor:
     """Log-mel frames of training utterances, one after the other, cut into pieces: (batch, frames, 32)."""
-    files = sorted((Path(os.environ["SEC4SR_DATA"]) / "Spk251_train").glob("*/*"))
+    files = sorted((real_speech() / "Spk251_train").glob("*/*"))
     samples = batch * round(SAMPLE_RATE * seconds)
-    waveform = torch.cat([audio.read(path) for path in files[:: len(files) // 40]])[:samples]
-    return LogMel()(waveform.reshape(batch, -1))[0]
+    waveform = torch.cat([audio.read(path) for path in files[:: max(1, len(files) // 40)]])
+    return LogMel()(waveform.repeat(1 + samples // len(waveform))[:samples].reshape(batch, -1))[0]
 
 
-def main(rounds: int = 11, batch: int = 16, seconds: float = 5.0) -> None:
+def main(rounds: int = sized(11, 1), batch: int = sized(16, 2), seconds: float = sized(5.0, 0.5)) -> None:
     """Print a line for each defense."""
     generator = torch.Generator().manual_seed(0)
     steps = torch.rand(batch, round(10 * seconds), generator=generator).repeat_interleave(SAMPLE_RATE // 10, 1)
@@ -199,25 +213,29 @@ def main(rounds: int = 11, batch: int = 16, seconds: float = 5.0) -> None:
     for ratio in (0.2, 0.5):
         feco = FeCo(ratio)
         name = f"k-means, ratio {ratio} / kmeans-pytorch"
-        compare(name, frames, lambda x, d=feco: d(x)[0], lambda x, r=ratio: packaged_kmeans(x, r, 0), few, False)  # type: ignore[misc]
-        found: tuple[list[float], list[float]] = ([], [])
-        for seed in ENDING:
-            feco.seed(seed)
-            found[0].append(inertia(frames, feco(frames)[0]))
-            found[1].append(inertia(frames, packaged_kmeans(frames, ratio, seed)))
-        own, other = map(statistics.mean, found)
-        print(f"    mean inertia of 5 random starts {own:.4f} and {other:.4f}: {own / other:.4f}")
+        seeds, found = itertools.count(), dict[int, tuple[float, float]]()
+        while len(found) < STARTS:
+            feco.seed(seed := next(seeds))
+            with suppress(ArithmeticError):
+                other = inertia(frames, packaged_kmeans(frames, ratio, seed))
+                found[seed] = inertia(frames, feco(frames)[0]), other
+        theirs = partial(packaged_kmeans, ratio=ratio, seed=min(found))
+        compare(name, frames, lambda x, d=feco: d(x)[0], theirs, few, False)  # type: ignore[misc]
+        own, other = map(statistics.mean, zip(*found.values(), strict=True))
+        print(f"    mean inertia of {STARTS} random starts {own:.4f} and {other:.4f}: {own / other:.4f}")
     compare("warped k-means / plain Python", frames, lambda x: warped(x)[0], lambda x: looped_warp(x, warped), few)
-    for codec, options, container in (
-        (Opus(), ["-c:a", "libopus", "-b:a", "8000"], "ogg"),
-        (MP3Constant(), ["-c:a", "libmp3lame", "-b:a", "24000"], "mp3"),
-        (MP3Variable(), ["-c:a", "libmp3lame", "-q:a", "4"], "mp3"),
-        (AACConstant(), ["-c:a", "aac", "-b:a", "15000"], "adts"),
-        (AACVariable(), ["-c:a", "aac", "-q:a", "0.3"], "adts"),
-        (AMR(), ["-c:a", "libvo_amrwbenc", "-b:a", "6600"], "amr"),
-        (AMR(12_200), ["-c:a", "libopencore_amrnb", "-ar", "8000", "-b:a", "12200"], "amr"),
-        (Speex(), ["-c:a", "libspeex", "-b:a", "11000"], "ogg"),
+    for make, options, container in (
+        (Opus, ["-c:a", "libopus", "-b:a", "8000"], "ogg"),
+        (MP3Constant, ["-c:a", "libmp3lame", "-b:a", "24000"], "mp3"),
+        (MP3Variable, ["-c:a", "libmp3lame", "-q:a", "4"], "mp3"),
+        (AACConstant, ["-c:a", "aac", "-b:a", "15000"], "adts"),
+        (AACVariable, ["-c:a", "aac", "-q:a", "0.3"], "adts"),
+        (AMR, ["-c:a", "libvo_amrwbenc", "-b:a", "6600"], "amr"),
+        (partial(AMR, 12_200), ["-c:a", "libopencore_amrnb", "-ar", "8000", "-b:a", "12200"], "amr"),
+        (Speex, ["-c:a", "libspeex", "-b:a", "11000"], "ogg"),
     ):
+        if (codec := made(make)) is None:
+            continue
         for ffmpeg in ffmpegs(options[1]):
             name = f"{type(codec).__name__} / two processes of {ffmpeg.rpartition('/')[2][:20]}"
             theirs = partial(by_ffmpeg, ffmpeg=ffmpeg, options=options, container=container, delay=max(0, codec.delay))

@@ -1,9 +1,9 @@
 """The pretrained GE2E in every task on Spk10: python benchmarks/ge2e.py [folder of the data]; a minute on a core."""
 
-import sys
 from pathlib import Path
 
 import torch
+from setting import ARGUMENTS, corpus
 
 from sec4sr_pl.backbones import GE2E
 from sec4sr_pl.data import Spk10
@@ -28,7 +28,7 @@ def percent(rate: float) -> str:
 
 def main() -> None:
     torch.set_num_threads(1)
-    data = Spk10(Path(sys.argv[1]) if len(sys.argv) > 1 else None)
+    data = Spk10(Path(ARGUMENTS[0]) if ARGUMENTS else corpus())
     recognizer = Recognizer(Mel(), GE2E.pretrained(), Cosine()).eval()
     thresholds = {}
     tasks: tuple[Task, ...] = ("SV", "OSI")

@@ -15,13 +15,14 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
+from setting import ARGUMENTS, sized
 from torch import Tensor
 
 from sec4sr_pl.backbones import IVector
 from sec4sr_pl.kaldi import Extractor, FullGMM
 
 
-def random_model(components: int = 2048, inputs: int = 72, size: int = 400) -> IVector:
+def random_model(components: int = sized(2048, 8), inputs: int = 72, size: int = sized(400, 10)) -> IVector:
     """A model with full covariances."""
     generator = torch.Generator().manual_seed(0)
     root = torch.randn(components, inputs, 2 * inputs, generator=generator)
@@ -70,11 +71,11 @@ def gradient(model: IVector, frames: Tensor) -> Tensor:
 def main() -> None:
     """Print medians, their ratio, the difference of the results, and peak memory."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--batch", type=int, default=8)
-    parser.add_argument("--frames", type=int, default=1000, help="of each utterance, 100 a second")
+    parser.add_argument("--rounds", type=int, default=sized(3, 1))
+    parser.add_argument("--batch", type=int, default=sized(8, 2))
+    parser.add_argument("--frames", type=int, default=sized(1000, 50), help="of each utterance, 100 a second")
     parser.add_argument("--memory", choices=["forward", "gradient"], help="run once and print the peak memory alone")
-    options = parser.parse_args()
+    options = parser.parse_args(ARGUMENTS)
     model = random_model()
     frames = torch.randn(options.batch, options.frames, 72, generator=torch.Generator().manual_seed(1))
     if options.memory:
@@ -111,8 +112,9 @@ def main() -> None:
     ratios = [each["one by one"] / each["batched"] for each in (medians, worked)]
     print(f"  ratio {ratios[0]:.1f} in time, {ratios[1]:.1f} of the CPU; relative difference {error:.1e}")
     for part in ("forward", "gradient"):
-        command = [sys.executable, __file__, "--memory", part, "--batch", str(options.batch)]
-        told = subprocess.run([*command, "--frames", str(options.frames)], capture_output=True, text=True, check=True)
+        command = [sys.executable, __file__, "--memory", part, *sized([], ["--smallest"])]
+        command += ["--batch", str(options.batch), "--frames", str(options.frames)]
+        told = subprocess.run(command, capture_output=True, text=True, check=True)
         print(f"  peak memory, {part}: {told.stdout.strip()}")
 
 

@@ -17,6 +17,7 @@ import torch
 from pytorch_lightning import Callback, LightningModule, Trainer
 from pytorch_lightning.callbacks import LearningRateMonitor
 from pytorch_lightning.loggers import CSVLogger
+from setting import sized
 from torch.utils.data import DataLoader
 
 from sec4sr_pl.allocator import keep_large_blocks
@@ -32,7 +33,7 @@ from sec4sr_pl.training import SpeakerModule
 from sec4sr_pl.training.objectives import AdversarialTraining
 from sec4sr_pl.types import SAMPLE_RATE, Batch
 
-SPEAKERS, BATCH, CROP = 16, 32, 2.0
+SPEAKERS, BATCH, CROP = sized((16, 32, 2.0), (2, 4, 0.5))
 
 
 class Clock(Callback):
@@ -58,7 +59,7 @@ def write_voices(root: Path, extension: str) -> None:
 
 def data(root: Path) -> SpeakerData:
     """Crops of 2 s."""
-    return SpeakerData(root, batch_size=BATCH, crop_seconds=CROP, crops_per_utterance=64, num_workers=1)
+    return SpeakerData(root, batch_size=BATCH, crop_seconds=CROP, crops_per_utterance=sized(64, 8), num_workers=1)
 
 
 def make() -> tuple[Recognizer, AdversarialTraining]:
@@ -117,7 +118,7 @@ def loader_speed(root: Path) -> float:
     return count / (time.perf_counter() - start)
 
 
-def main(rounds: int = 7, steps: int = 12) -> None:
+def main(rounds: int = sized(7, 1), steps: int = sized(12, 3)) -> None:
     """Print both."""
     keep_large_blocks()
     with tempfile.TemporaryDirectory() as scratch:

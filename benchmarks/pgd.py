@@ -5,11 +5,11 @@ default allocator and under a tuned one. This package tunes the default by itsel
 run as they come.
 """
 
-import sys
 from collections.abc import Callable
 
 import torch
 from naive import NaiveAudioNet
+from setting import ARGUMENTS, sized
 from torch import Tensor, nn
 from torch.nn import functional
 from turns import in_turn, median_seconds
@@ -21,7 +21,8 @@ from sec4sr_pl.features import LogMel
 from sec4sr_pl.recognizer import Recognizer
 from sec4sr_pl.scoring import ClosedSet
 
-BATCH, SECONDS, SPEAKERS = 16, 5.0, 251
+SPEAKERS = 251
+BATCH, SECONDS = sized((16, 5.0), (2, 0.5))
 Attacker = Callable[[], Tensor]
 
 
@@ -85,17 +86,17 @@ def worker(way: str, runs: int) -> None:
     waveforms = 0.05 * torch.randn(BATCH, round(16_000 * SECONDS))
     labels = recognizer(waveforms).argmax(1)
     attack = WAYS[way](recognizer, waveforms, labels)
-    seconds = median_seconds(attack, runs)
+    seconds, adversarial = median_seconds(attack, runs), attack()
     with torch.no_grad():
-        loss = functional.cross_entropy(recognizer(attack()), labels).item()
+        loss = functional.cross_entropy(recognizer(adversarial), labels).item()
     print(seconds, f"loss {loss:.4f}")
 
 
-def main(rounds: int = 5, runs: int = 5) -> None:
+def main(rounds: int = sized(5, 1), runs: int = sized(5, 1)) -> None:
     """Print medians over rounds of processes, the ratios to ours under the same allocator, and the losses reached."""
     print(f"PGD-10, {BATCH} x {SECONDS} s, {torch.get_num_threads()} threads, {rounds} processes a row in turn")
     in_turn(__file__, WAYS, rounds, runs, reference="sec4sr_pl")
 
 
 if __name__ == "__main__":
-    main() if len(sys.argv) == 1 else worker(sys.argv[1], int(sys.argv[2]))
+    worker(ARGUMENTS[0], int(ARGUMENTS[1])) if ARGUMENTS else main()

@@ -14,11 +14,11 @@ Enrollment and test share a session, and each background speaker has one utteran
 librispeech-mini.
 """
 
-import sys
 from pathlib import Path
 from typing import Literal
 
 import torch
+from setting import ARGUMENTS, corpus
 from torch import Tensor
 
 from sec4sr_pl.backbones import IVector
@@ -52,7 +52,7 @@ def scores_of(system: Recognizer, data: Spk10, averaged: Literal["before", "afte
 
 def main() -> None:
     torch.set_num_threads(1)
-    folder, data = Path(sys.argv[1]), Spk10(Path(sys.argv[2]) if len(sys.argv) > 2 else None)
+    folder, data = Path(ARGUMENTS[0]), Spk10(Path(ARGUMENTS[1]) if ARGUMENTS[1:] else corpus())
     trained = load_recognizer(folder / "recognizer.ckpt")
     texts, labels = read_back(trained, folder), torch.tensor(data.dataset("test").labels)
     enrolled = labels != REJECT

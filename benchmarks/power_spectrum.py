@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable
 
 import torch
+from setting import sized
 from torch import Tensor
 
 from sec4sr_pl.features import LogMel
@@ -30,7 +31,7 @@ def gradient(frames: Callable[[Tensor], Tensor], waveforms: Tensor) -> Tensor:
     return torch.autograd.grad(frames(x).sum(), x)[0]
 
 
-def main(rounds: int = 15, batch: int = 16, seconds: float = 5.0) -> None:
+def main(rounds: int = sized(15, 1), batch: int = sized(16, 2), seconds: float = sized(5.0, 0.5)) -> None:
     """Print medians in milliseconds, their ratio, and how far the gradients are apart."""
     torch.manual_seed(0)
     waveforms = torch.randn(batch, round(16_000 * seconds)) * 0.05

@@ -4,11 +4,12 @@ import statistics
 import time
 
 import torch
+from setting import sized
 
 from sec4sr_pl.backbones.audionet import Prefilter
 
 
-def main(rounds: int = 15) -> None:
+def main(rounds: int = sized(15, 1)) -> None:
     """Print medians of forward and backward (of the input) in milliseconds, and their ratio, in turn in one process."""
     torch.manual_seed(0)
     ours = Prefilter(32).requires_grad_(False)

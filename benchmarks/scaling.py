@@ -4,12 +4,12 @@ Usage: python benchmarks/scaling.py [docs/figures/scaling.png]
 """
 
 import statistics
-import sys
 import time
 from pathlib import Path
 
 import matplotlib.pyplot as plt
 import torch
+from setting import ARGUMENTS, figure, sized
 
 from sec4sr_pl.allocator import keep_large_blocks
 from sec4sr_pl.attacks import PGD
@@ -18,7 +18,8 @@ from sec4sr_pl.features import LogMel
 from sec4sr_pl.recognizer import Recognizer
 from sec4sr_pl.scoring import ClosedSet
 
-BATCHES, LENGTHS = (8, 16, 32, 64), (1.0, 2.0, 4.0, 8.0)
+BATCHES, LENGTHS = sized(((8, 16, 32, 64), (1.0, 2.0, 4.0, 8.0)), ((1, 2), (0.5,)))
+BATCH, SECONDS = sized((16, 5.0), (1, 0.5))
 
 
 def cost(recognizer: Recognizer, shapes: list[tuple[int, float]], rounds: int) -> list[float]:
@@ -34,26 +35,28 @@ def cost(recognizer: Recognizer, shapes: list[tuple[int, float]], rounds: int) -
     return [statistics.median(values) for values in times.values()]
 
 
-def main(path: Path, rounds: int = 5) -> None:
+def main(path: Path, rounds: int = sized(5, 1)) -> None:
     """Print the table and write the figure."""
     keep_large_blocks()
     torch.manual_seed(0)
     recognizer = Recognizer(LogMel(), AudioNet(), ClosedSet(32, 251)).eval()
-    by_batch = cost(recognizer, [(batch, 5.0) for batch in BATCHES], rounds)
-    by_length = cost(recognizer, [(16, seconds) for seconds in LENGTHS], rounds)
+    by_batch = cost(recognizer, [(batch, SECONDS) for batch in BATCHES], rounds)
+    by_length = cost(recognizer, [(BATCH, seconds) for seconds in LENGTHS], rounds)
     print(f"PGD-10, ms an utterance, {torch.get_num_threads()} threads, {rounds} rounds in turn")
     for batch, value in zip(BATCHES, by_batch, strict=True):
-        print(f"  {batch:3} x 5 s {value:7.1f} ms, {value / by_batch[0]:.2f} of that at batch {BATCHES[0]}")
+        print(f"  {batch:3} x {SECONDS:g} s {value:7.1f} ms, {value / by_batch[0]:.2f} of that at batch {BATCHES[0]}")
     for seconds, value in zip(LENGTHS, by_length, strict=True):
-        print(f"  16 x {seconds:.0f} s {value:7.1f} ms, {value / seconds:.1f} ms a second of speech")
+        print(f"  {BATCH} x {seconds:g} s {value:7.1f} ms, {value / seconds:.1f} ms a second of speech")
     figure, (left, right) = plt.subplots(1, 2, figsize=(8, 3), layout="constrained")
     left.plot(BATCHES, by_batch, "o-")
-    left.set(xlabel="batch (5 s each)", ylabel="ms an utterance", ylim=(0, 1.2 * max(by_batch)), title="by batch")
+    left.set(
+        xlabel=f"batch ({SECONDS:g} s each)", ylabel="ms an utterance", ylim=(0, 1.2 * max(by_batch)), title="by batch"
+    )
     right.plot(LENGTHS, by_length, "o-")
-    right.set(xlabel="length, s (batch 16)", ylim=(0, None), xlim=(0, None), title="by length")
+    right.set(xlabel=f"length, s (batch {BATCH})", ylim=(0, None), xlim=(0, None), title="by length")
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=120)
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1] if len(sys.argv) > 1 else "docs/figures/scaling.png"))
+    main(Path(ARGUMENTS[0]) if ARGUMENTS else figure("scaling.png"))

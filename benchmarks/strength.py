@@ -4,14 +4,13 @@ Every result is judged by the recognizer. Needs SEC4SR_DATA. `python benchmarks/
 checkpoints, `... natural CW2` for the rows with that in their names.
 """
 
-import os
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
 
 import torch
 from pgd import FromUnitRange
+from setting import ARGUMENTS, corpus, sized
 from torch import Tensor, nn
 
 from sec4sr_pl import audio
@@ -21,15 +20,15 @@ from sec4sr_pl.checkpoint import load_recognizer
 from sec4sr_pl.recognizer import Recognizer
 from sec4sr_pl.types import SAMPLE_RATE
 
-UTTERANCES, TIME = 50, 3 * SAMPLE_RATE
+UTTERANCES, TIME = sized((50, 3 * SAMPLE_RATE), (2, SAMPLE_RATE))
 EPSILON, STEP = 0.002, 0.0004
-CW2_STEPS, SEARCHES, RATE = 200, 5, 0.0005
+CW2_STEPS, SEARCHES, RATE = *sized((200, 5), (5, 1)), 0.0005
 Attacker = Callable[[Tensor, Tensor], Tensor]
 
 
 def speech(speakers: tuple[str, ...]) -> tuple[Tensor, Tensor]:
     """(50, time) beginnings of test utterances, and their speakers."""
-    files = sorted((Path(os.environ["SEC4SR_DATA"]) / "Spk251_test").glob("*/*"))
+    files = sorted((corpus() / "Spk251_test").glob("*/*"))
     long = [path for path in files if audio.info(path).frames >= TIME]
     chosen = [long[index * len(long) // UTTERANCES] for index in range(UTTERANCES)]
     labels = torch.tensor([speakers.index(path.parent.name) for path in chosen])
@@ -92,7 +91,7 @@ def attackers(model: Recognizer) -> dict[str, Callable[[], Attacker]]:
     fixed = {"c": 1.0, "steps": CW2_STEPS * SEARCHES, "lr": RATE}
     half = {"eps": EPSILON / 2, "n_classes": len(model.scorer.speakers)}
     table: dict[str, Callable[[], Attacker]] = {}
-    for steps in (10, 100):
+    for steps in sized((10, 100), (2, 3)):
         pgd = {"eps": EPSILON / 2, "alpha": STEP / 2, "steps": steps, "random_start": False}
         table[f"PGD-{steps}, ours"] = lambda n=steps: ours(PGD(EPSILON, STEP, n), model)  # type: ignore[misc]
         table[f"PGD-{steps}, foolbox"] = lambda n=steps: by_foolbox(model, n)  # type: ignore[misc]
@@ -141,8 +140,8 @@ def main(name: str, wanted: str = "") -> None:
 
 
 if __name__ == "__main__":
-    if len(sys.argv) > 1:
-        main(*sys.argv[1:])
+    if ARGUMENTS:
+        main(*ARGUMENTS)
     else:
-        main("natural")
-        main("adversarial")
+        for checkpoint in sized(("natural", "adversarial"), ("natural",)):
+            main(checkpoint)

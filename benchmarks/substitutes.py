@@ -5,10 +5,10 @@ the shipped adversarially trained AudioNet, for 24 test utterances of 2 s; and h
 Needs SEC4SR_DATA.
 """
 
-import os
 from pathlib import Path
 
 import torch
+from setting import corpus, made, sized
 from torch import Tensor
 from torch.nn import functional
 
@@ -18,14 +18,14 @@ from sec4sr_pl.defenses import AMR, AACConstant, AACVariable, MP3Constant, MP3Va
 from sec4sr_pl.recognizer import Recognizer
 from sec4sr_pl.types import SAMPLE_RATE
 
-UTTERANCES, TIME, DIRECTIONS = 24, 2 * SAMPLE_RATE, 200
+UTTERANCES, TIME, DIRECTIONS = sized((24, 2 * SAMPLE_RATE, 200), (2, SAMPLE_RATE, 3))
 SIZE = 0.002
 """Root mean square of a direction: that of the largest change in the usual ball."""
 
 
 def speech() -> Tensor:
     """(24, time) beginnings of test utterances."""
-    files = sorted((Path(os.environ["SEC4SR_DATA"]) / "Spk251_test").glob("*/*"))
+    files = sorted((corpus() / "Spk251_test").glob("*/*"))
     long = [path for path in files if audio.info(path).frames >= TIME]
     return torch.stack([audio.read(path, 0, TIME) for path in long[:: len(long) // UTTERANCES][:UTTERANCES]])
 
@@ -54,9 +54,11 @@ def main() -> None:
         f"correlation with the central difference over {DIRECTIONS} directions, mean and standard error of utterances"
     )
     for make in (Opus, MP3Constant, MP3Variable, AACConstant, AACVariable, Speex, AMR):
-        recognizer = plain.with_defenses([make()])
+        if (codec := made(make)) is None:
+            continue
+        recognizer = plain.with_defenses([codec])
         slopes = {}
-        for name in make.gradients:
+        for name in codec.gradients:
             x = waveforms.clone().requires_grad_(True)
             slopes[name] = torch.autograd.grad(losses(recognizer.with_gradient(name), x, labels).sum(), x)[0]
         generator, changes = torch.Generator().manual_seed(0), []

@@ -7,6 +7,8 @@ import sys
 import time
 from collections.abc import Callable, Iterable
 
+from setting import sized
+
 TUNED = {"MALLOC_MMAP_THRESHOLD_": "4294967296", "MALLOC_TRIM_THRESHOLD_": "17179869184"}
 """An environment in which glibc keeps large blocks mapped."""
 
@@ -25,14 +27,15 @@ def in_turn(script: str, ways: Iterable[str], rounds: int, runs: int, reference:
     """Run `script WAY RUNS`, which ends with a line of median seconds and what it reached, and print the table.
 
     Each round is a process a way, under glibc's default allocator and under a tuned one; ratios are to the reference
-    under the same allocator.
+    under the same allocator. Progress goes to the standard error.
     """
     seconds: dict[tuple[str, str], list[float]] = {}
     reached = {}
-    for _ in range(rounds):
+    for turn in range(rounds):
         for allocator, environment in (("default", {}), ("tuned", TUNED)):
             for way in ways:
-                command = [sys.executable, script, way, str(runs)]
+                print(f"\r  round {turn + 1} of {rounds}, {allocator} {way:20}", end="\r", file=sys.stderr, flush=True)
+                command = [sys.executable, script, way, str(runs), *sized([], ["--smallest"])]
                 shown = subprocess.run(
                     command, env=os.environ | environment, check=True, stdout=subprocess.PIPE, text=True
                 )

@@ -1,4 +1,4 @@
-"""Fixtures that every test shares: devices, real or synthetic speech, a recognizer with plausible random weights."""
+"""Fixtures that every test shares: devices, real speech, a recognizer with plausible random weights."""
 
 import os
 from collections.abc import Callable, Sequence
@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 import soundfile
 import torch
-from scipy.signal import lfilter
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
@@ -21,8 +20,9 @@ from sec4sr_pl.recognizer import Recognizer
 from sec4sr_pl.scoring import ClosedSet
 from sec4sr_pl.types import SAMPLE_RATE
 
-UTTERANCES = 8
-SAMPLES = [31_987 - 2_713 * index for index in range(UTTERANCES)]  # 2.0 s down to 0.8 s, no multiples of the hop
+SPEECH = Path(__file__).parent / "speech"
+"""Cut from LibriSpeech, as its README.md says."""
+SAMPLES = [31_987 - 2_713 * index for index in range(8)]  # 2.0 s down to 0.8 s, no multiples of the hop
 
 MakeRecognizer = Callable[..., Recognizer]
 """make_recognizer(speakers=10, defenses=(), seed=0) -> Recognizer in eval mode, on the CPU."""
@@ -47,16 +47,23 @@ def device(request: pytest.FixtureRequest) -> torch.device:
 
 @pytest.fixture(scope="session")
 def data_root() -> Path:
-    """The folder of real speech, `<split>/<speaker>/<utterance>.<wav|flac>`."""
-    root = os.environ.get("SEC4SR_DATA")
-    if not root:
-        pytest.skip("needs real speech: set the variable SEC4SR_DATA")
-    return Path(root)
+    """A few stretches of real speech, `<split>/<speaker>/<utterance>.flac`, in the layout of librispeech-mini."""
+    return SPEECH
+
+
+@pytest.fixture(scope="session")
+def corpus() -> Path:
+    """All of librispeech-mini: for figures, which a few stretches can't give."""
+    root = Path(os.environ.get("SEC4SR_DATA", ""))
+    if not (root / "speakers.csv").is_file():
+        pytest.skip("needs all of librispeech-mini: set the variable SEC4SR_DATA to it")
+    return root
 
 
 @pytest.fixture(scope="session")
 def voxceleb(data_root: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Real speech in the form of VoxCeleb: 10 speakers of 2 videos to train on, 8 others of 2 utterances, trials."""
+    """Real speech in the form of VoxCeleb: 10 speakers of 2 utterances in each of 2 videos to train on, 8 others of 2
+    utterances, trials."""
     root, claims = tmp_path_factory.mktemp("voxceleb"), []
     for split, video in (("Spk10_enroll", "x-6uYqmx31k"), ("Spk10_test", "8jEAjG6SegY")):
         for speaker in (data_root / split).iterdir():
@@ -80,16 +87,16 @@ def voxceleb(data_root: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def recorded_once() -> tuple[Tensor, Tensor]:
     """What `speech` copies."""
-    root = os.environ.get("SEC4SR_DATA")
-    rows = synthetic_speech() if not root else real_speech(Path(root))
+    files = sorted((SPEECH / "Spk251_test").glob("*/*"))
+    rows = [audio.read(path, 0, size) for path, size in zip(files, SAMPLES, strict=False)]
     return pad_sequence(rows, batch_first=True), torch.tensor([len(row) for row in rows])
 
 
 @pytest.fixture
 def speech(recorded_once: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
-    """Eight utterances of eight lengths, the longest first: (8, time) zero-padded float32, and (8,) valid samples.
+    """Utterances of eight speakers, the longest first: (8, time) zero-padded float32, and (8,) valid samples.
 
-    Real where SEC4SR_DATA is set, else synthetic; on the 16-bit grid; a fresh copy for each test.
+    A fresh copy for each test.
     """
     waveforms, lengths = recorded_once
     return waveforms.clone(), lengths.clone()
@@ -100,38 +107,6 @@ def frames(speech: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
     """Log-mel frames of eight utterances."""
     found: tuple[Tensor, Tensor] = LogMel()(*speech)
     return found
-
-
-def real_speech(root: Path) -> list[Tensor]:
-    """The beginnings of eight files spread over all splits and speakers."""
-    files = sorted(path for path in root.glob("*/*/*") if path.suffix.lower() in audio.EXTENSIONS)
-    if len(files) < UTTERANCES:
-        raise FileNotFoundError(f"Expected {UTTERANCES} files <split>/<speaker>/<utterance>.wav in SEC4SR_DATA")
-    chosen = [files[index * len(files) // UTTERANCES] for index in range(UTTERANCES)]
-    sizes = [min(size, audio.info(path).frames) for path, size in zip(chosen, SAMPLES, strict=True)]
-    return sorted((audio.read(path, 0, size) for path, size in zip(chosen, sizes, strict=True)), key=len, reverse=True)
-
-
-def synthetic_speech() -> list[Tensor]:
-    """Pulse trains with a drifting pitch through three moving resonances, in syllables with pauses, in a quiet room."""
-    rows = []
-    for index, size in enumerate(SAMPLES):
-        generator = np.random.default_rng([251, index])
-        time = np.arange(size) / SAMPLE_RATE
-        pitch = generator.uniform(90, 230) * (1 + 0.15 * np.sin(2 * np.pi * generator.uniform(0.5, 2) * time))
-        phase = np.cumsum(pitch) / SAMPLE_RATE
-        source = np.diff(np.floor(phase), prepend=0.0) + 0.05 * generator.normal(size=size)
-        voice = np.zeros(size)
-        for start in range(0, size, SAMPLE_RATE // 5):  # a syllable has its own resonances
-            part = source[start : start + SAMPLE_RATE // 5]
-            for low, high in ((300, 900), (900, 2_200), (2_300, 3_500)):
-                angle = 2 * np.pi * generator.uniform(low, high) / SAMPLE_RATE
-                radius = generator.uniform(0.95, 0.985)
-                part = lfilter([1.0 - radius], [1.0, -2 * radius * np.cos(angle), radius**2], part)
-            voice[start : start + len(part)] = part * generator.choice([0.0, 0.3, 1.0], p=[0.15, 0.25, 0.6])
-        voice = 0.4 * voice / np.abs(voice).max() + 1e-3 * generator.normal(size=size)
-        rows.append(torch.from_numpy(np.rint(voice * audio.FULL_SCALE) / audio.FULL_SCALE).float())
-    return rows
 
 
 @pytest.fixture

@@ -108,7 +108,7 @@ def test_an_example_for_rooms_survives_fresh_rooms_better(data_root: Path) -> No
     data = Spk251(root=data_root)
     data.connect(recognizer.scorer.speakers)
     dataset = data.dataset("test")
-    batch = collate([dataset[index] for index in range(0, 60, 10)])
+    batch = collate([dataset[index] for index in range(6)])
     waveforms, lengths = batch.waveforms[:, :16_000].contiguous(), batch.lengths.clamp_max(16_000)
     targets, objective, channel = (batch.speakers + 7) % 251, Objective(targeted=True), Channel()
     rates = []

@@ -647,8 +647,8 @@ def test_parameters_outside_their_range_are_refused(tmp_path: Path, wrong: dict[
 # Data sets
 
 
-def test_spk251_has_251_speakers_and_251_test_utterances(data_root: Path) -> None:
-    data = Spk251(data_root, eval_batch_size=4, num_workers=0, batch_size=4)
+def test_spk251_has_251_speakers_and_251_test_utterances(corpus: Path) -> None:
+    data = Spk251(corpus, eval_batch_size=4, num_workers=0, batch_size=4)
     assert len(data.speakers) == 251
     assert list(data.speakers) == sorted(data.speakers)
     test = data.dataset("test")

@@ -51,9 +51,9 @@ def test_target_trials_of_voxcelebs_development_part_compare_videos(
     root = voxceleb
     if sharded:
         convert(VoxCeleb(voxceleb), root := tmp_path / "shards", ["vox2_dev/wav"])
-    development = VoxCeleb(root, development_fraction=0.3).utterances("development")
+    development = VoxCeleb(root, development_fraction=0.5).utterances("development")
     assert [u.name for u in development] == [
-        u.name for u in VoxCeleb(voxceleb, development_fraction=0.3).utterances("development")
+        u.name for u in VoxCeleb(voxceleb, development_fraction=0.5).utterances("development")
     ]
     trials = all_pairs(development)
     targets = trials.pairs[trials.target].tolist()

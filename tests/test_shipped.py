@@ -15,12 +15,12 @@ NATURAL, ADVERSARIAL = CHECKPOINTS / "audionet_mini_natural.ckpt", CHECKPOINTS /
 
 
 @pytest.fixture
-def attacked(data_root: Path, tmp_path: Path) -> Callable[..., Summary]:
+def attacked(corpus: Path, tmp_path: Path) -> Callable[..., Summary]:
     """The summary of attacks on a shipped checkpoint, over test utterances of librispeech-mini."""
 
     def run(checkpoint: Path, attacks: list[Attack], every: int = 1) -> Summary:
         recognizer = load_recognizer(checkpoint)
-        data = Spk251(root=data_root)
+        data = Spk251(root=corpus)
         data.connect(recognizer.scorer.speakers)
         dataset = data.dataset("test")
         dataset.utterances, dataset.labels = dataset.utterances[::every], dataset.labels[::every]

@@ -106,9 +106,9 @@ def test_a_speaker_in_the_wrong_place_is_named(root: Path) -> None:
         Spk10(root).utterances("calibration")
 
 
-def test_the_halves_of_the_imposters_are_those_of_the_manifest_of_librispeech_mini(data_root: Path) -> None:
+def test_the_halves_of_the_imposters_are_those_of_the_manifest_of_librispeech_mini(corpus: Path) -> None:
     roles = {cut.utterance: cut.role for cut in read_cuts(MINI / "manifest.csv") if cut.split == "Spk10_imposter"}
-    data = Spk10(data_root)
+    data = Spk10(corpus)
     calibration = [u.name for u in data.utterances("calibration")]
     test = [u.name for u in data.utterances("test") if u.name in roles]
     assert len(calibration) == len(test) == 25 and len(data.utterances("test")) == 65

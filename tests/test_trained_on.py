@@ -95,9 +95,9 @@ def test_data_without_these_parts_is_not_looked_at(voices: Path) -> None:
     assert judges(SpeakerData(voices, "Spk10_enroll", "nowhere")) == set()
 
 
-def test_the_listed_speakers_of_librispeech_mini_are_in_no_test_of_spk10(data_root: Path) -> None:
-    speakers = judges(Spk10(data_root))
-    assert speakers.isdisjoint((data_root / "background201.txt").read_text().split())
-    everyone = sorted({utterance.speaker for utterance in scan(data_root, "Spk251_train")})
+def test_the_listed_speakers_of_librispeech_mini_are_in_no_test_of_spk10(corpus: Path) -> None:
+    speakers = judges(Spk10(corpus))
+    assert speakers.isdisjoint((corpus / "background201.txt").read_text().split())
+    everyone = sorted({utterance.speaker for utterance in scan(corpus, "Spk251_train")})
     with pytest.warns(UserWarning, match="trained on 50 of the speakers"):
         warn_of_training(everyone, speakers)

@@ -252,18 +252,18 @@ def test_a_limit_takes_trials_and_enrolls_no_more_than_they_need(calibrated: Pat
 
 
 @torch.no_grad()
-def test_pretrained_ge2e_verifies_real_speech_and_falls_to_an_attack(data_root: Path, tmp_path: Path) -> None:
+def test_pretrained_ge2e_verifies_real_speech_and_falls_to_an_attack(corpus: Path, tmp_path: Path) -> None:
     """Five speakers' trials set the threshold, those of the other five are attacked."""
     if find_spec("resemblyzer") is None:
         pytest.skip("needs the weights: pip install --no-deps resemblyzer")
-    lines = read_list(data_root / "trials.txt")
+    lines = read_list(corpus / "trials.txt")
     speakers = sorted({one.split("/")[1] for _, one, _ in lines})
     splits = ("Spk10_enroll", "Spk10_test", "Spk10_imposter")
     data = []
     for name, own in (("calibration", speakers[:5]), ("test", speakers[5:])):
         kept = [(label, *pair) for label, *pair in lines if {file.split("/")[1] for file in pair} <= set(own)]
         (tmp_path / name).write_text("".join(f"{int(label)} {one} {other}\n" for label, one, other in kept))
-        data.append(SpeakerData(data_root, trials=tmp_path / name, trial_splits=splits))
+        data.append(SpeakerData(corpus, trials=tmp_path / name, trial_splits=splits))
     recognizer = Recognizer(Mel(), GE2E.pretrained(), Cosine())
     calibration = enroll(recognizer, data[0], "SV")
     assert calibration is not None and calibration.equal_error_rate < 0.03

@@ -24,7 +24,7 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 def test_utterances_are_named_by_speaker_video_and_number(voxceleb: Path) -> None:
     data = VoxCeleb(voxceleb)
     utterances = data.utterances("train") + data.utterances("development")
-    assert len(utterances) == 70 and len({u.name for u in utterances}) == 70
+    assert len(utterances) == 40 and len({u.name for u in utterances}) == 40
     assert {"id00367-8jEAjG6SegY-00001", "id00367-x-6uYqmx31k-00001"} <= {u.name for u in utterances}
     assert all(u.speaker == u.path.parts[-3] for u in utterances)
     assert len(data.speakers) == 10 and data.speakers == tuple(sorted(data.speakers))
@@ -75,14 +75,14 @@ def test_m4a_files_are_named_with_the_way_to_convert_them(tmp_path: Path) -> Non
 
 def test_subsets_of_librispeech_keep_their_ids(data_root: Path, tmp_path: Path) -> None:
     for source, subset in (("Spk10_enroll", "train-clean-100"), ("Spk10_imposter", "test-clean")):
-        for path in sorted((data_root / source).glob("*/*.flac"))[:9]:
+        for path in sorted((data_root / source).glob("*/*.flac"))[:6]:
             reader, chapter, *_ = path.stem.split("-")
             (tmp_path / subset / reader / chapter).mkdir(parents=True, exist_ok=True)
             shutil.copy(path, tmp_path / subset / reader / chapter)
     data = LibriSpeech(tmp_path)
     names = [utterance.name for utterance in data.utterances("train") + data.utterances("development")]
     assert sorted(names) == sorted(path.stem for path in (tmp_path / "train-clean-100").rglob("*.flac"))
-    assert len(data.speakers) == 3 and data.dataset("test").labels == [REJECT] * 9
+    assert len(data.speakers) == 3 and data.dataset("test").labels == [REJECT] * 6
 
 
 # lists of trials
@@ -124,11 +124,11 @@ def test_a_list_that_is_missing_or_names_missing_files_is_refused(voxceleb: Path
         VoxCeleb(voxceleb, trials=tmp_path / "list.txt").utterances("trials")
 
 
-def test_the_trials_of_librispeech_mini_name_its_utterances(data_root: Path) -> None:
+def test_the_trials_of_librispeechs_stretches_name_their_utterances(data_root: Path) -> None:
     splits = ("Spk10_enroll", "Spk10_test", "Spk10_imposter")
     data = SpeakerData(data_root, *splits[:2], trials=Path("trials.txt"), trial_splits=splits)
     trials, labels = data.trials(), torch.tensor(data.dataset("trials").labels)
-    assert len(trials.pairs) == 900 and int(trials.target.sum()) == 40 and len(labels) == 100
+    assert len(trials.pairs) == 280 and int(trials.target.sum()) == 20 and len(labels) == 38
     one, other = labels[trials.pairs].unbind(1)
     assert torch.equal(one == other, trials.target)
 

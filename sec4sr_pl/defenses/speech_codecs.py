@@ -2,14 +2,12 @@
 
 import ctypes
 import io
-import sys
 from ctypes import POINTER, byref, c_char_p, c_int, c_int16, c_void_p, create_string_buffer
-from ctypes.util import find_library
 from functools import cache
-from pathlib import Path
 
 import numpy as np
 
+from sec4sr_pl import system
 from sec4sr_pl.defenses.codec import Codec, Gradient, Samples, one_of_rates, within
 from sec4sr_pl.defenses.codecs import read_file, write_file
 from sec4sr_pl.types import SAMPLE_RATE
@@ -24,8 +22,7 @@ def load(name: str, *commands: str) -> ctypes.CDLL:
     Raises:
         ImportError: it is not installed; the message names what to install.
     """
-    beside = (Path(sys.prefix) / "lib" / f"lib{name}.{ending}" for ending in ("so", "dylib"))  # a conda environment's
-    found = next((str(path) for path in beside if path.exists()), None) or find_library(name)
+    found = system.library(name)
     if found is None:
         raise ImportError(f"lib{name} is not installed: {', or '.join(commands)}")
     return ctypes.CDLL(found)

@@ -1,0 +1,52 @@
+"""What a benchmark finds: its size, speech, codecs. `--smallest` shows that it runs, with figures that mean nothing."""
+
+import os
+import sys
+import tempfile
+from collections.abc import Callable
+from functools import cache
+from pathlib import Path
+from typing import TypeVar
+
+Size = TypeVar("Size")
+Made = TypeVar("Made")
+
+SMALLEST = "--smallest" in sys.argv
+ARGUMENTS = [argument for argument in sys.argv[1:] if argument != "--smallest"]
+"""Those of the benchmark itself."""
+SPEECH = Path(__file__).parent.parent / "tests" / "speech"
+
+
+def sized(usual: Size, smallest: Size) -> Size:
+    """One of the two."""
+    return smallest if SMALLEST else usual
+
+
+@cache
+def real_speech() -> Path:
+    """The folder at SEC4SR_DATA, in the layout of librispeech-mini; else the tests' few stretches, which is told."""
+    if root := os.environ.get("SEC4SR_DATA"):
+        return Path(root)
+    print("SEC4SR_DATA is not set: on the 105 s of speech in tests/speech", flush=True)
+    return SPEECH
+
+
+def corpus() -> Path:
+    """All of librispeech-mini, for figures on recognition; at the smallest size any speech."""
+    if not SMALLEST and not os.environ.get("SEC4SR_DATA"):
+        raise SystemExit("Expected SEC4SR_DATA to name the folder of librispeech-mini; --smallest runs without")
+    return real_speech()
+
+
+def figure(name: str) -> Path:
+    """Where a figure goes: to docs/figures, at the smallest size to what is temporary."""
+    return sized(Path("docs/figures"), Path(tempfile.gettempdir())) / name
+
+
+def made(make: Callable[[], Made]) -> Made | None:
+    """A codec, or, where its library is not installed, a line that says so."""
+    try:
+        return make()
+    except ImportError as error:
+        print(f"  left out: {error}", flush=True)
+        return None
