@@ -94,12 +94,13 @@ def _archive(path: Path) -> BinaryIO:
     return path.open("rb", buffering=0)
 
 
-def info(path: Path | Member) -> AudioInfo:
+def info(path: str | Path | Member) -> AudioInfo:
     """Read the header of an audio file.
 
     Raises:
         AudioError: a file that is missing, no regular file, empty, truncated, or neither wav (RIFF, RF64) nor flac.
     """
+    path = Path(path) if isinstance(path, str) else path
     with opened(path) as file:
         return _header(file, path)
 
@@ -178,7 +179,7 @@ def _reason(error: Exception) -> str:
     return str(getattr(error, "error_string", error)).strip().rstrip(".")
 
 
-def read(path: Path | Member, start: int = 0, frames: int | None = None, resample: bool = False) -> Tensor:
+def read(path: str | Path | Member, start: int = 0, frames: int | None = None, resample: bool = False) -> Tensor:
     """Read a stretch of a mono file without decoding the rest.
 
     Args:
@@ -197,6 +198,7 @@ def read(path: Path | Member, start: int = 0, frames: int | None = None, resampl
     """
     if start < 0 or (frames is not None and frames < 0):
         raise ValueError(f"Expected start and frames of at least 0, got {start} and {frames}")
+    path = Path(path) if isinstance(path, str) else path
     with opened(path) as file:
         header = _header(file, path)
         if header.channels != 1:
@@ -330,7 +332,7 @@ def round_inside_ball(adversarial: Tensor, original: Tensor, epsilon: float) -> 
     return (rounded.clamp(-FULL_SCALE, FULL_SCALE - 1) / FULL_SCALE).to(adversarial.dtype)
 
 
-def write_adversarial(path: Path, adversarial: Tensor, original: Tensor, epsilon: float) -> None:
+def write_adversarial(path: str | Path, adversarial: Tensor, original: Tensor, epsilon: float) -> None:
     """Write an adversarial waveform so that the file still lies in the ball.
 
     An original on the 16-bit grid gives a 16-bit file, rounded inside the ball; any other a float32 file. The file

@@ -19,7 +19,7 @@ from sec4sr_pl.command import command
 from sec4sr_pl.files import read_text, whole
 from sec4sr_pl.recognizer import Recognizer
 from sec4sr_pl.weights import CheckpointError as CheckpointError
-from sec4sr_pl.weights import read_plain
+from sec4sr_pl.weights import check_finite, read_plain
 
 CHECKSUMS = "SHA256SUMS"
 
@@ -166,7 +166,8 @@ def load_recognizer(path: str | Path, trusted: Sequence[str] = ("sec4sr_pl",)) -
     """The recognizer of a file of `save_recognizer` or of training, in eval mode on the CPU.
 
     Raises:
-        CheckpointError: as `read_checkpoint` and `rebuild`; also weights that do not fit the description.
+        CheckpointError: as `read_checkpoint` and `rebuild`; also weights that do not fit the description, or hold
+            NaN or an infinity.
     """
     content = read_checkpoint(path)
     recognizer = rebuild(content["recognizer"], trusted)
@@ -180,22 +181,26 @@ def load_recognizer(path: str | Path, trusted: Sequence[str] = ("sec4sr_pl",)) -
         recognizer.load_state_dict(weights)
     except (RuntimeError, TypeError, AttributeError) as error:
         raise CheckpointError(f"The weights of {path} do not fit its own description: {error}") from error
+    try:
+        check_finite(recognizer.state_dict())
+    except ValueError as error:
+        raise CheckpointError(f"The weights of {path} can't be used: {error}") from error
     return recognizer.eval()
 
 
-def checksum(path: Path | Member) -> str:
+def checksum(path: str | Path | Member) -> str:
     """SHA-256 of a file, in hexadecimal."""
-    with path.open("rb") as file:
+    with (Path(path) if isinstance(path, str) else path).open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()  # type: ignore[arg-type, unused-ignore]
 
 
-def read_checksums(folder: Path) -> dict[str, str]:
+def read_checksums(folder: str | Path) -> dict[str, str]:
     """File name -> SHA-256 from the folder's SHA256SUMS, in the form of sha256sum.
 
     Raises:
         CheckpointError: a line in another form.
     """
-    path = folder / CHECKSUMS
+    path = Path(folder, CHECKSUMS)
     sums = {}
     for line in read_text(path).splitlines() if path.is_file() else []:
         match = re.fullmatch(r"([0-9a-fA-F]{64}) [ *](?:\./)*(.+)", line)
@@ -213,6 +218,7 @@ def export(checkpoint: Path, destination: Path) -> None:
         checkpoint: of train.py.
         destination: the file to write.
     """
+    destination = Path(destination)
     save_recognizer(load_recognizer(checkpoint), destination)
     sums = {**read_checksums(destination.parent), destination.name: checksum(destination)}
     with whole(destination.parent / CHECKSUMS) as partial:

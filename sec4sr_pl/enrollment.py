@@ -24,6 +24,7 @@ from sec4sr_pl.data.manifest import DataError, check_lengths, shortened
 from sec4sr_pl.data.trials import Trials
 from sec4sr_pl.defenses import Defense
 from sec4sr_pl.draws import key
+from sec4sr_pl.files import check_writable
 from sec4sr_pl.normalization import Normalized
 from sec4sr_pl.recognizer import Recognizer
 from sec4sr_pl.scoring import EnrolledScorer
@@ -390,6 +391,7 @@ def make(
     """
     if (recognizer is None) == (checkpoint is None):
         raise ValueError("Expected either a recognizer or a checkpoint")
+    check_writable(output)
     made = load_recognizer(checkpoint, trusted) if recognizer is None else recognizer  # type: ignore[arg-type]
     if scorer is not None:
         scorer.trained_on = sorted({*made.scorer.trained_on, *scorer.trained_on})

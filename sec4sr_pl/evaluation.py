@@ -24,6 +24,7 @@ from sec4sr_pl.data.manifest import Utterance, check_lengths, label, shortened
 from sec4sr_pl.data.trials import claim
 from sec4sr_pl.defenses import Defense
 from sec4sr_pl.enrollment import enroll_first, warn_of_training
+from sec4sr_pl.files import check_writable
 from sec4sr_pl.normalization import Normalized
 from sec4sr_pl.recognizer import Recognizer
 from sec4sr_pl.robustness import Campaign, Summary, summarize
@@ -35,6 +36,12 @@ from sec4sr_pl.robustness.targets import Goal
 from sec4sr_pl.robustness.terminal import show
 from sec4sr_pl.scoring import EnrolledScorer, Scorer
 from sec4sr_pl.types import REJECT
+
+WRITTEN = (
+    *("campaign.json", "records/.trial", "audio/.trial", "queries.png"),
+    *(f"summary.{suffix}" for suffix in ("json", "csv", "md", "png")),
+)
+"""Under the output folder: what is found out before the work, not after it."""
 
 
 def evaluate(
@@ -100,6 +107,8 @@ def evaluate(
     if threads < 1 or not 0.0 < target_prior < 1.0:
         raise ValueError(f"Expected threads >= 1, got {threads}, and target_prior in (0, 1), got {target_prior}")
     check_settings(attacks, batch_size, draws)
+    for name in WRITTEN:
+        check_writable(Path(output, name))
     fabric = processes(accelerator, devices, num_nodes)
     recognizer = load_recognizer(checkpoint, trusted)
     if not recognizer.scorer.speakers:
@@ -143,7 +152,7 @@ def evaluate(
     campaign.open()
     fabric.launch()
     work(campaign, fabric)
-    return report(campaign, output, target_prior) if fabric.is_global_zero else None
+    return report(campaign, target_prior) if fabric.is_global_zero else None
 
 
 def heard(
@@ -246,9 +255,10 @@ def selected(utterances: list[Utterance], limit: int | None, max_seconds: float 
     return shortened(utterances, max_seconds)
 
 
-def report(campaign: Campaign, output: Path, target_prior: float) -> Summary:
+def report(campaign: Campaign, target_prior: float) -> Summary:
     """Write tables and pictures of a finished campaign, and show them."""
     summary = summarize(campaign, target_prior)
+    output = campaign.output
     paths = [*write_summary(summary, output), plot(summary, output / "summary.png")]
     if curves := query_curves(campaign):
         paths.append(plot_queries(curves, output / "queries.png"))

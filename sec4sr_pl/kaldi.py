@@ -5,7 +5,6 @@ Only a bracket at a time is taken apart: the extractor of Kaldi's VoxCeleb recip
 """
 
 import math
-import os
 import re
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -280,8 +279,6 @@ def write(path: Path, parts: Iterable[str]) -> None:
     """Write a text that appears under its name only when it is whole."""
     with whole(path) as partial, partial.open("w", encoding="ascii") as file:
         file.writelines(parts)
-        file.flush()
-        os.fsync(file.fileno())
 
 
 def gmm_constants(gmm: FullGMM) -> Tensor:

@@ -1,11 +1,12 @@
 """Files of tensors and plain data, which can't run code."""
 
 import pickle
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
+from torch import nn
 
 Network = TypeVar("Network")
 
@@ -34,6 +35,23 @@ def read_plain(path: Path) -> Any:
         raise CheckpointError(f"{path} is damaged or no checkpoint: {type(error).__name__}: {error}") from error
 
 
+def check_finite(tensors: Mapping[str, Any]) -> None:
+    """Refuse weights of which nothing can be made but figures that look like results.
+
+    Args:
+        tensors: by name; a `threshold` may be -inf, which every score exceeds.
+
+    Raises:
+        ValueError: the first that holds NaN or an infinity.
+    """
+    for name, tensor in tensors.items():
+        good = torch.as_tensor(tensor).isfinite()
+        if name.endswith("threshold"):
+            good |= tensor == -torch.inf
+        if not good.all():
+            raise ValueError(f"'{name}' holds NaN or an infinity")
+
+
 def restore(name: str, make: Callable[[Any], Network], path: Path) -> Network:
     """What `make` makes of a file's content.
 
@@ -48,7 +66,10 @@ def restore(name: str, make: Callable[[Any], Network], path: Path) -> Network:
     """
     content = read_plain(path)
     try:
-        return make(content)
+        made = make(content)
+        if isinstance(made, nn.Module):
+            check_finite(made.state_dict())
+        return made
     except Exception as error:
         raise CheckpointError(
             f"The weights of {path} are not those of {name}: {type(error).__name__}: {error}"

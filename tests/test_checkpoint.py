@@ -24,7 +24,15 @@ from torch.testing import assert_close
 
 from sec4sr_pl.backbones import AudioNet
 from sec4sr_pl.callbacks import EpsilonSchedule
-from sec4sr_pl.checkpoint import CheckpointError, describe, export, load_recognizer, rebuild, save_recognizer
+from sec4sr_pl.checkpoint import (
+    CheckpointError,
+    describe,
+    export,
+    load_recognizer,
+    read_checksums,
+    rebuild,
+    save_recognizer,
+)
 from sec4sr_pl.data import SpeakerData
 from sec4sr_pl.defenses import FeCo, Quantization
 from sec4sr_pl.features import LogMel, SpecMask
@@ -89,6 +97,30 @@ def test_the_threshold_travels(make_recognizer: MakeRecognizer, tmp_path: Path) 
     recognizer.scorer.threshold.fill_(0.25)
     save_recognizer(recognizer, tmp_path / "a.ckpt")
     assert load_recognizer(tmp_path / "a.ckpt").scorer.threshold == 0.25
+
+
+@pytest.mark.parametrize("value", [torch.nan, torch.inf, -torch.inf])
+@pytest.mark.parametrize("name", ["scorer.threshold", "scorer.head.weight", "running_var"])
+def test_a_checkpoint_of_nan_or_infinity_is_refused_with_the_name_of_the_tensor(
+    name: str, value: float, saved: Path
+) -> None:
+    content = content_of(saved)
+    name = next(own for own in content["state_dict"] if own.endswith(name))
+    content["state_dict"][name].view(-1)[-1] = value
+    torch.save(content, saved)
+    if name == "scorer.threshold" and value == -torch.inf:  # a closed set's: every score exceeds it
+        assert load_recognizer(saved).scorer.threshold == value
+    else:
+        with pytest.raises(CheckpointError, match=f"{saved} can't be used: '{name}' holds NaN or an infinity"):
+            load_recognizer(saved)
+
+
+def test_a_path_may_be_a_string(saved: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    save_recognizer(load_recognizer("saved.ckpt"), "again.ckpt")
+    export("again.ckpt", "exported.ckpt")
+    assert load_recognizer("exported.ckpt").scorer.speakers == tuple(SPEAKERS)
+    assert read_checksums(".").keys() == {"exported.ckpt"}
 
 
 def test_a_description_is_plain_data_that_rebuilds_every_argument() -> None:

@@ -4,6 +4,7 @@ import inspect
 import json
 import os
 import re
+import resource
 import signal
 import subprocess
 import sys
@@ -289,7 +290,7 @@ def test_a_typo_in_a_config_is_status_2_and_an_error_that_names_it(call: Callabl
         ({"data": "{place}/strangers"}, "unknown to the recognizer (zoe)"),
         ({"data": "{place}/short"}, "Utterance 'anna-0' has 800 samples"),
         ({"data": "{place}/truncated", "limit": None}, "anna-0.wav is truncated"),
-        ({"output": "{place}/feco.ckpt/under"}, "can't be written"),
+        ({"output": "{place}/feco.ckpt/under"}, "Not a directory: '{place}/feco.ckpt/under"),
         ({"attacks": ["FGSM", "FGSM"]}, "names of their own, got FGSM, FGSM"),
         ({"attacks": [{"class_path": "FGSM", "init_args": {"epsilon": 3.0}}]}, "got 3.0"),
         ({"defenses": [{"class_path": "FeCo", "init_args": {"after": "cmvn"}}]}, "LogMel has waveform, raw"),
@@ -317,6 +318,23 @@ def test_a_mistake_is_status_1_and_one_line_that_says_what_was_expected(
     lines = [line for line in stderr.splitlines() if "attacked utterances" not in line]  # the progress until then
     assert (status, stdout, len(lines)) == (1, "", 1)
     assert lines[0].startswith("evaluate.py: error: ") and said.format(place=place) in lines[0]
+
+
+def test_a_full_disk_is_status_1_and_one_line_that_names_the_file_and_the_same_command_goes_on(
+    call: Callable[..., Any], tmp_path: Path
+) -> None:
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (15_000, hard))  # as if the disk were full there: audio has 22 kB
+    try:
+        status, _, stderr = call(defenses=[])
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    (line,) = [line for line in stderr.splitlines() if "error" in line]
+    path = tmp_path / "out" / "audio" / "FGSM" / "anna" / "anna-0.wav"
+    assert (status, line) == (1, f"evaluate.py: error: [Errno 27] File too large: '{path}'")
+    assert "Traceback" not in stderr and not [*path.parent.iterdir()]
+    status, _, stderr = call(defenses=[])
+    assert status == 0, stderr
 
 
 def odd_voices(place: Path) -> None:

@@ -23,7 +23,7 @@ from sec4sr_pl.checkpoint import CHECKSUMS, checksum
 from sec4sr_pl.command import command
 from sec4sr_pl.data import SpeakerData
 from sec4sr_pl.data.manifest import INDEX, DataError, Utterance
-from sec4sr_pl.files import inside, read_rows, whole
+from sec4sr_pl.files import check_writable, inside, read_rows, whole
 
 
 def convert(data: SpeakerData, output: Path, splits: list[str] | None = None, megabytes: int = 1_000) -> None:
@@ -48,6 +48,8 @@ def convert(data: SpeakerData, output: Path, splits: list[str] | None = None, me
         raise DataError(f"Expected another folder than that of the data, got {output} for both")
     folders = {split: inside(output, split) for split in (data.splits if splits is None else splits)}
     lists = {path: inside(output, path.relative_to(data.root)) for path in data.lists if path.is_relative_to(data.root)}
+    for path in (*(folder / INDEX for folder in folders.values()), *lists.values()):
+        check_writable(path)
     data.prepare_data()
     for split, folder in folders.items():
         pack(data.scan(split), data.root / split, folder, megabytes * 1_000_000)

@@ -25,7 +25,7 @@ from sec4sr_pl.data.base import Utterances, collate
 from sec4sr_pl.data.batches import SECONDS, bounded
 from sec4sr_pl.data.manifest import check_lengths
 from sec4sr_pl.draws import key
-from sec4sr_pl.files import filename, refuse_others, whole
+from sec4sr_pl.files import filename, read_text, whole
 from sec4sr_pl.recognizer import Ensemble, Recognizer
 from sec4sr_pl.robustness.probe import ball, probed, shortened, steepness
 from sec4sr_pl.robustness.targets import Goal, choose_targets
@@ -164,10 +164,9 @@ class Campaign:
                 "remove this one"
             )
         try:
-            refuse_others(path)
             if not path.exists():
                 write_text(path, text)
-            found = dict(json.loads(path.read_text(encoding="utf-8")))
+            found = dict(json.loads(read_text(path)))
         except OSError as error:
             raise CampaignError(f"{self.output} can't be written ({error}): choose another output folder") from error
         except (ValueError, TypeError, RecursionError) as error:
@@ -231,7 +230,7 @@ class Campaign:
         if not path.is_file():
             raise CampaignError(f"{path} is missing")
         try:
-            text = path.read_text(encoding="utf-8")
+            text = read_text(path)
             records = [json.loads(line) for line in text.splitlines()]
             for record in records:
                 del record["seal"]

@@ -242,10 +242,10 @@ def notes(campaign: Campaign) -> list[str]:
     return found
 
 
-def write_summary(summary: Summary, output: Path) -> list[Path]:
+def write_summary(summary: Summary, output: str | Path) -> list[Path]:
     """Write `summary.json`, `summary.csv` and `summary.md` into a folder; the paths written."""
     texts = {"json": summary.to_json(), "csv": summary.to_csv(), "md": summary.to_markdown()}
-    paths = [output / f"summary.{suffix}" for suffix in texts]
+    paths = [Path(output, f"summary.{suffix}") for suffix in texts]
     for path, text in zip(paths, texts.values(), strict=True):
         write_text(path, text)
     return paths

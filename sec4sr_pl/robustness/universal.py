@@ -16,6 +16,7 @@ from sec4sr_pl.command import command
 from sec4sr_pl.data import SpeakerData
 from sec4sr_pl.data.base import Batches
 from sec4sr_pl.enrollment import find_device
+from sec4sr_pl.files import check_writable
 from sec4sr_pl.types import SAMPLE_RATE
 
 MAX_SECONDS = 3_600
@@ -54,6 +55,7 @@ def train(
     if epochs < 1 or batch_size < 1 or not 0.0 < seconds <= MAX_SECONDS:
         came = f"{epochs}, {batch_size} and {seconds}"
         raise ValueError(f"Expected epochs and batch_size >= 1 and up to {MAX_SECONDS:,} seconds, got {came}")
+    check_writable(output)
     recognizer = load_recognizer(checkpoint).to(find_device(device))
     speakers = recognizer.scorer.speakers
     if target is not None and target not in speakers:

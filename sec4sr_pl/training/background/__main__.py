@@ -13,8 +13,9 @@ from sec4sr_pl.command import command
 from sec4sr_pl.data import SpeakerData
 from sec4sr_pl.enrollment import find_device
 from sec4sr_pl.features import MFCC, EnergyVAD
+from sec4sr_pl.files import check_writable
 from sec4sr_pl.recognizer import Recognizer
-from sec4sr_pl.training.background.backend import check_sizes, fit_backend, write
+from sec4sr_pl.training.background.backend import MODELS, check_sizes, fit_backend, write
 from sec4sr_pl.training.background.corpus import Corpus
 from sec4sr_pl.training.background.extractor import fit_extractor
 from sec4sr_pl.training.background.mixture import fit_gmm
@@ -65,6 +66,8 @@ def train(
     Raises:
         ValueError: anything above that can't be used.
     """
+    for name in (*MODELS, "final_ubm.txt", "final_ie.txt", "state/gmm.pt", "state/extractor.pt"):
+        check_writable(output / name)
     features = MFCC(vad=EnergyVAD() if vad else None)
     data.prepare_data()
     utterances = data.dataset("train")

@@ -13,6 +13,7 @@ from sec4sr_pl.checkpoint import load_recognizer, save_recognizer
 from sec4sr_pl.command import command
 from sec4sr_pl.data import SpeakerData
 from sec4sr_pl.enrollment import embed, find_device
+from sec4sr_pl.files import check_writable
 from sec4sr_pl.recognizer import Recognizer
 from sec4sr_pl.scoring import PLDA, normalize_length
 from sec4sr_pl.training.background.discriminant import fit_lda, fit_plda
@@ -60,12 +61,16 @@ def check_sizes(
     fit_backend(random, speakers, lda_size, min(plda_iterations, 0), shrinkage=shrinkage)  # a negative count is refused
 
 
+MODELS = ("recognizer.ckpt", "mean.vec", "transform.txt", "plda.txt")
+
+
 def write(recognizer: Recognizer, output: Path) -> None:
     """Write a recognizer with PLDA to a folder, and PLDA as Kaldi texts; files of these names are replaced."""
-    save_recognizer(recognizer, output / "recognizer.ckpt")
-    recognizer.scorer.to_kaldi(*(output / name for name in ("mean.vec", "transform.txt", "plda.txt")))  # type: ignore[operator]
+    checkpoint, *texts = (output / name for name in MODELS)
+    save_recognizer(recognizer, checkpoint)
+    recognizer.scorer.to_kaldi(*texts)  # type: ignore[operator]
     Console().print(
-        f"Trained: {output}. Enroll with python -m sec4sr_pl.enrollment --checkpoint {output / 'recognizer.ckpt'}",
+        f"Trained: {output}. Enroll with python -m sec4sr_pl.enrollment --checkpoint {checkpoint}",
         soft_wrap=True,
     )
 
@@ -107,6 +112,8 @@ def train(
     Raises:
         ValueError: anything above that can't be used.
     """
+    for name in MODELS:
+        check_writable(output / name)
     data.prepare_data()
     recognizer, utterances = load_recognizer(checkpoint, trusted).to(find_device(device)), data.dataset("train")
     speakers = [utterance.speaker for utterance in utterances.utterances]

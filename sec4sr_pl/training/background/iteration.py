@@ -10,7 +10,7 @@ from torch import Tensor
 
 from sec4sr_pl.checkpoint import write_whole
 from sec4sr_pl.kaldi import Extractor, FullGMM
-from sec4sr_pl.weights import restore
+from sec4sr_pl.weights import check_finite, restore
 
 Model = TypeVar("Model", FullGMM, Extractor)
 Frames = Iterable[tuple[Tensor, Tensor]]
@@ -69,8 +69,7 @@ def iterate(
 def unpack(content: Any, model: Model) -> tuple[list[float], Model, dict[str, Any] | None]:
     """Likelihoods, a model of the same kind and what it was made from; any error for the content of another file."""
     parts = {name: part.to(getattr(model, name)) for name, part in content["model"].items()}
-    if not all(part.isfinite().all() for part in parts.values()):
-        raise ValueError("its numbers are not finite")
+    check_finite(parts)
     known = content.get("known")
     return [float(value) for value in content["history"]], type(model)(**parts), known and dict(known)
 
