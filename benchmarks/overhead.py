@@ -23,7 +23,7 @@ from torch.utils.data import DataLoader
 from sec4sr_pl.allocator import keep_large_blocks
 from sec4sr_pl.attacks import PGD
 from sec4sr_pl.backbones import AudioNet
-from sec4sr_pl.callbacks import LastCheckpoint, StopOnSigterm, Throughput, WandbRun
+from sec4sr_pl.callbacks import LastCheckpoint, LoggedRun, StopOnSignal, Throughput
 from sec4sr_pl.data import SpeakerData
 from sec4sr_pl.draws import key
 from sec4sr_pl.features import LogMel
@@ -80,8 +80,8 @@ def by_trainer(batches: list[Batch], folder: Path) -> float:
             clock,
             Throughput(),
             LearningRateMonitor("step"),
-            StopOnSigterm(),
-            WandbRun(),
+            StopOnSignal(),
+            LoggedRun(),
             LastCheckpoint(folder),
         ],
         logger=CSVLogger(folder),

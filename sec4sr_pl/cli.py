@@ -13,6 +13,7 @@ from lightning_utilities.core.rank_zero import rank_zero_info
 from pytorch_lightning import LightningModule, Trainer
 from pytorch_lightning.callbacks import ModelCheckpoint, RichProgressBar
 from pytorch_lightning.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
+from pytorch_lightning.loggers import CSVLogger
 from pytorch_lightning.utilities.exceptions import SIGTERMException
 
 import sec4sr_pl.attacks
@@ -22,11 +23,14 @@ import sec4sr_pl.data.augment
 import sec4sr_pl.features
 import sec4sr_pl.losses  # noqa: F401  imported, so that YAML may name classes without their modules
 from sec4sr_pl.allocator import keep_large_blocks
-from sec4sr_pl.callbacks import OwnCheckpoints, StopOnSigterm, WandbRun
+from sec4sr_pl.callbacks import LoggedRun, OwnCheckpoints, StopOnSignal
+from sec4sr_pl.callbacks.interruption import SIGINTException
+from sec4sr_pl.callbacks.tracking import AppendingWriter
 from sec4sr_pl.checkpoint import WholeCheckpoints, read_checkpoint
 from sec4sr_pl.command import Terminated, at_home, one_line_errors
 from sec4sr_pl.data import SpeakerData
 from sec4sr_pl.files import check_writable
+from sec4sr_pl.processes import one_fate
 from sec4sr_pl.training import SpeakerModule
 
 
@@ -48,6 +52,11 @@ def classes(config: Any, *names: str) -> Iterator[Any]:
             yield item.init_args
 
 
+def plain(parser: LightningArgumentParser, config: Any) -> Any:
+    """A configuration as plain data."""
+    return yaml.safe_load(parser.dump(config, skip_none=False))
+
+
 class LoggedConfig(SaveConfigCallback):
     """The configuration as a file beside the logs, if there are any, and as the hyperparameters of every logger."""
 
@@ -58,7 +67,7 @@ class LoggedConfig(SaveConfigCallback):
 
     def save_config(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Called by the base on the first process."""
-        config = yaml.safe_load(self.parser.dump(self.config, skip_none=False))
+        config = plain(self.parser, self.config)
         for logger in trainer.loggers:
             logger.log_hyperparams(config)
 
@@ -84,7 +93,7 @@ class SpeakerCLI(LightningCLI):
         """A resume never runs a checkpoint's code; W&B stays offline where it has no key, and says so once."""
         config = self.config[self.subcommand]
         config.weights_only = True
-        callbacks = self.trainer_defaults["callbacks"] = [StopOnSigterm(), WandbRun(), OwnCheckpoints()]
+        callbacks = self.trainer_defaults["callbacks"] = [StopOnSignal(), LoggedRun(), OwnCheckpoints()]
         if config.trainer.enable_progress_bar is not False:
             callbacks.append(RichProgressBar())
         if "WANDB_MODE" in os.environ or "WandbLogger" not in str(self.config) or wandb_has_key():
@@ -110,13 +119,31 @@ class SpeakerCLI(LightningCLI):
             return
         run = read_checkpoint(Path(config.ckpt_path)).get("wandb_run")
         for logger in classes(config.trainer.logger, "WandbLogger") if self.config.subcommand == "fit" else ():
-            if logger.version is None and logger.id is None:
+            if not logger.version and not logger.id:  # "" comes from a CSVLogger, whose arguments a flag keeps
                 logger.id = run
+
+    def after_instantiate_classes(self) -> None:
+        """A resume compares the configuration with that of the checkpoint."""
+        if self.subcommand is not None:
+            self.model.configuration = plain(self._parser(self.subcommand), self.config[self.subcommand])
+
+    def fit(self, **arguments: Any) -> None:
+        """Called by the base, as `Trainer.fit`."""
+        with one_fate(self.trainer.strategy):
+            self.trainer.fit(**arguments)
+
+    def validate(self, **arguments: Any) -> None:
+        """Called by the base, as `Trainer.validate`."""
+        with one_fate(self.trainer.strategy):
+            self.trainer.validate(**arguments)
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """Checkpoints are whole or not there, and a folder that can't be written is found before training."""
         trainer = super().instantiate_trainer(**kwargs)
         trainer.strategy.checkpoint_io = WholeCheckpoints()
+        for logger in trainer.loggers if trainer.is_global_zero else []:
+            if isinstance(logger, CSVLogger):
+                logger._experiment = AppendingWriter(logger.log_dir)
         for callback in trainer.checkpoint_callbacks if self.subcommand == "fit" else []:
             folder = callback.dirpath if isinstance(callback, ModelCheckpoint) else None
             if folder is not None and "://" not in str(folder):
@@ -152,9 +179,11 @@ def train(args: list[str] | None = None) -> SpeakerCLI:
             )
         except SIGTERMException as stop:
             raise Terminated(str(stop)) from stop
+        except SIGINTException as stop:
+            raise KeyboardInterrupt(str(stop)) from stop
         except MisconfigurationException as error:
             raise ValueError(error) from error
         except SystemExit as stop:  # Lightning ends so on Ctrl-C
             if isinstance(stop.__context__, KeyboardInterrupt):
-                raise KeyboardInterrupt from stop
+                raise stop.__context__ from None
             raise

@@ -1,5 +1,6 @@
 """What a training tells its trackers: with the real W&B, offline, and the real TensorBoard."""
 
+import csv
 import json
 import math
 import struct
@@ -253,6 +254,47 @@ def test_the_audio_table_holds_what_was_heard_and_attacked(runs: list[Path]) -> 
         for image in images:
             assert files[image["path"]].read_bytes().startswith(b"\x89PNG")
             assert image["height"] == 257
+
+
+def test_a_run_that_began_with_csv_alone_goes_on_as_one_run(folder: Path, tmp_path: Path) -> None:
+    """`version: ""` of the shipped CSVLogger is kept by a flag that names another logger."""
+    table = {"class_path": "CSVLogger", "init_args": {"save_dir": str(tmp_path), "name": "csv", "version": ""}}
+    own = [f"--trainer.callbacks.dirpath={tmp_path}", f"--ckpt_path={tmp_path / 'last.ckpt'}"]
+    fit("--trainer.max_steps=2", "--trainer.callbacks=LastCheckpoint", own[0], logger=table)
+    for steps, flag in ((4, "--trainer.logger=WandbLogger"), (6, "--trainer.logger+=WandbLogger")):
+        where = f"{flag.partition('=')[0].rstrip('+')}.save_dir={tmp_path}"
+        fit(f"--trainer.max_steps={steps}", "--trainer.callbacks=LastCheckpoint", *own, flag, where, logger=table)
+    names = {path.name.rpartition("-")[2] for path in (tmp_path / "wandb").glob("offline-run-*")}
+    assert names == {torch.load(tmp_path / "last.ckpt", weights_only=True)["wandb_run"]}
+
+
+# CSV
+
+
+def rows(path: Path) -> list[tuple[str, ...]]:
+    """Of a table: the step, and what is told of it."""
+    with path.open(newline="") as file:
+        return [(row["step"], *sorted(name for name, value in row.items() if value)) for row in csv.DictReader(file)]
+
+
+def test_a_resume_goes_on_with_the_table_and_no_step_stands_twice(folder: Path, tmp_path: Path) -> None:
+    """Stopped in the middle of an epoch, with a row of a step that is done again."""
+
+    def run(name: str, *flags: str) -> Path:
+        logger = {"class_path": "CSVLogger", "init_args": {"save_dir": str(tmp_path), "name": name, "version": ""}}
+        own = ["--trainer.callbacks=LastCheckpoint", f"--trainer.callbacks.dirpath={tmp_path / name}"]
+        fit(*own, *flags, logger=logger)
+        return tmp_path / name / "metrics.csv"
+
+    whole = rows(run("whole"))
+    path = run("stopped", "--trainer.max_steps=3")
+    header = path.read_text().splitlines()[0].split(",")
+    with path.open("a") as file:
+        file.write(",".join("3" if name == "step" else "0.5" for name in header) + "\n")
+    resumed = rows(run("stopped", f"--ckpt_path={tmp_path / 'stopped' / 'last.ckpt'}"))
+    assert len(resumed) == len(set(resumed))
+    assert {row[0] for row in resumed} == {row[0] for row in whole}
+    assert [row for row in resumed if "train/loss" in row] == [row for row in whole if "train/loss" in row]
 
 
 # TensorBoard

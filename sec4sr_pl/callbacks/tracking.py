@@ -1,28 +1,74 @@
 """What trackers of experiments show: one run over all resumes, its speed, and what its adversary sounds like."""
 
+import csv
 import time
+from pathlib import Path
 from typing import Any
 
 import torch
 from matplotlib import colormaps
 from pytorch_lightning import Callback, LightningModule, Trainer
-from pytorch_lightning.loggers import TensorBoardLogger, WandbLogger
+from pytorch_lightning.loggers import CSVLogger, TensorBoardLogger, WandbLogger
+from pytorch_lightning.loggers.csv_logs import ExperimentWriter
+from pytorch_lightning.utilities import rank_zero_warn
 from torch import Tensor
 
 from sec4sr_pl.attacks import PGD, Attack, Objective
 from sec4sr_pl.draws import key
+from sec4sr_pl.files import whole
 from sec4sr_pl.metrics import signal_to_noise_ratio
 from sec4sr_pl.types import SAMPLE_RATE, Batch
 
 
-class WandbRun(Callback):
-    """Keeps the id of the W&B run in each checkpoint, as `wandb_run`, with which the command line goes on."""
+class AppendingWriter(ExperimentWriter):  # type: ignore[misc, unused-ignore]
+    """The CSV file of a logger, which goes on where its training does; Lightning's own begins with an empty file.
+
+    Args:
+        folder: of the file.
+    """
+
+    def __init__(self, folder: str) -> None:
+        super().__init__(folder)
+        self.path = Path(self.metrics_file_path)
+        if self.path.is_file():
+            with self.path.open(newline="") as file:
+                self.metrics_keys = list(csv.DictReader(file).fieldnames or [])
+
+    def _check_log_dir_exists(self) -> None:
+        """Delete nothing."""
+
+    def cut(self, step: int) -> None:
+        """Drop the rows from a step on, which is done again."""
+        if not self.path.is_file():
+            return
+        with self.path.open(newline="") as file:
+            rows = list(csv.DictReader(file))
+        kept = [row for row in rows if float(row["step"]) < step]
+        if rows and step == 0:
+            rank_zero_warn(f"{self.path} held {len(rows)} rows of a training that is not resumed: it begins anew")
+        if len(kept) < len(rows):
+            with whole(self.path) as partial, partial.open("w", newline="") as file:
+                writer = csv.DictWriter(file, self.metrics_keys)
+                writer.writeheader()
+                writer.writerows(kept)
+
+
+class LoggedRun(Callback):
+    """Lets trackers go on with their run: W&B's id is in each checkpoint, as `wandb_run`; a CSV file is up to it."""
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         """Called by the trainer."""
         for logger in trainer.loggers:
             if isinstance(logger, WandbLogger) and logger.version is not None:
                 checkpoint["wandb_run"] = str(logger.version)
+            if isinstance(logger, CSVLogger):
+                logger.save()
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """What comes now may have been logged before a kill."""
+        for logger in trainer.loggers if trainer.is_global_zero else []:
+            if isinstance(logger, CSVLogger) and isinstance(logger.experiment, AppendingWriter):
+                logger.experiment.cut(trainer.global_step)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Let the last checkpoint be sent last: W&B calls `latest` what comes last."""

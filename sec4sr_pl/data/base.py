@@ -1,5 +1,6 @@
 """A data module over folders of speakers: crops for training, whole utterances for everything else."""
 
+import signal
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import chain, islice
 from pathlib import Path
@@ -145,7 +146,12 @@ class ResumableLoader(DataLoader[Item]):
         """The batches of an epoch; of a resumed one, those that are left."""
         self.taken, self.resumed = self.resumed, 0
         self.sampler.start = self.taken * self.batch_size  # type: ignore[attr-defined, operator]
-        for batch in super().__iter__():
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGTERM, signal.SIGINT))
+        try:  # workers are born deaf: a signal to all processes is for this one, which ends them
+            batches = super().__iter__()
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        for batch in batches:
             self.taken += 1
             yield batch
 

@@ -18,7 +18,9 @@ from sec4sr_pl.draws import key
 from sec4sr_pl.metrics import Fraction
 from sec4sr_pl.recognizer import Recognizer
 from sec4sr_pl.scoring import CosineClosedSet
+from sec4sr_pl.training.finite import FiniteLoss, check_weights
 from sec4sr_pl.training.objectives import Standard, TrainingObjective
+from sec4sr_pl.training.resume import KEY, check_lengths, check_resume, facts
 from sec4sr_pl.types import Batch
 
 SchedulerCallable = Callable[[Optimizer, int], LRScheduler]
@@ -73,6 +75,9 @@ class SpeakerModule(LightningModule):
             )
         self.optimizer, self.scheduler = optimizer, scheduler
         self.weights, self.seed = weights, seed
+        self.configuration: dict[str, Any] | None = None
+        self.finite = FiniteLoss()
+        self.resumed: dict[str, Any] = {}
         self.benign_accuracy = Fraction()
         self.adversarial_accuracy = Fraction()
         self.development_accuracy = Fraction()
@@ -125,6 +130,7 @@ class SpeakerModule(LightningModule):
         keys = [key(self.seed, self.current_epoch, name) for name in batch.names]
         self.recognizer.seed(key(*keys, "defenses"))
         step = self.objective(self.recognizer, batch, keys)
+        self.finite.note(step.loss, self.global_step + 1, batch.names)
         correct = self.recognizer.decide(step.scores) == step.speakers
         losses = cross_entropy(step.scores, step.speakers, reduction="none")
         self.log("train/loss", step.loss, prog_bar=True, batch_size=len(keys))
@@ -137,6 +143,15 @@ class SpeakerModule(LightningModule):
             self.log(f"train/loss_{name}", losses.where(rows, 0.0).sum() / rows.sum())
             self.log(f"train/{name}_accuracy", metric, on_step=False, on_epoch=True, batch_size=len(keys))
         return step.loss
+
+    def on_train_batch_end(self, outputs: Any, batch: Batch, batch_idx: int) -> None:
+        """Stop where a loss is no number."""
+        if self.finite.due(self.trainer):
+            self.finite.look(self.trainer)
+
+    def on_validation_start(self) -> None:
+        """Spare attacks on what is no number."""
+        self.finite.look(self.trainer)
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         """Benign accuracy on the development part."""
@@ -159,5 +174,19 @@ class SpeakerModule(LightningModule):
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Put the recognizer's description beside its weights."""
+        """Put the recognizer's description beside its weights, and what a resume compares; keep no NaN."""
+        self.finite.look(self.trainer)
+        check_weights(self, self.trainer)
         checkpoint["recognizer"] = describe(self.recognizer)
+        checkpoint[KEY] = facts(self)
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Refuse to go on with another training's checkpoint."""
+        if self._trainer is not None:
+            check_resume(self, checkpoint)
+            self.resumed = {name: checkpoint[name] for name in (KEY, "lr_schedulers") if name in checkpoint}
+
+    def on_fit_start(self) -> None:
+        """Likewise, now that the length of the training is known."""
+        check_lengths(self, self.resumed)
+        self.resumed = {}

@@ -1,0 +1,145 @@
+"""A checkpoint goes on with the training that wrote it: what differs is said before the first step, in one line."""
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+from test_resume import CONFIG, error_of, fit
+from test_resume import config as config  # fixtures
+from test_resume import somewhere_else as somewhere_else
+
+from sec4sr_pl import cli
+
+
+@pytest.fixture(scope="module")
+def trained(config: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a checkpoint of two epochs."""
+    folder = tmp_path_factory.mktemp("trained")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("sys.argv", ["train.py"])
+        fit(config, folder, "--trainer.max_epochs=2")
+    return folder
+
+
+@pytest.fixture
+def plain(config: Path, tmp_path: Path) -> Path:
+    """A configuration without any schedule, beside the same data."""
+    content = yaml.safe_load(CONFIG)
+    del content["model"]["scheduler"]
+    content["trainer"]["callbacks"] = [c for c in content["trainer"]["callbacks"] if "Schedule" not in c["class_path"]]
+    content["data"]["init_args"]["root"] = str(config.parent)
+    (tmp_path / "plain.yaml").write_text(yaml.safe_dump(content))
+    return tmp_path / "plain.yaml"
+
+
+def refused(config: Path, trained: Path, *flags: str) -> str:
+    """What a resume from the checkpoint says; it took no step."""
+    before = (trained / "last.ckpt").read_bytes()
+    text = error_of(config, trained, "--trainer.max_epochs=2", "--ckpt_path=last", *flags)
+    assert text.startswith(f"train.py: error: {trained / 'last.ckpt'} does not go on with this training")
+    assert (trained / "last.ckpt").read_bytes() == before
+    return text
+
+
+SGD = "--model.optimizer={class_path: torch.optim.SGD, init_args: {lr: 0.005}}"
+DEFENSES = "--model.recognizer.init_args.defenses=[{class_path: FeCo, init_args: {ratio: 0.25}}]"
+
+
+@pytest.mark.parametrize(
+    ("flag", "said"),
+    [
+        (SGD, "model.optimizer: Adam then, SGD now"),
+        ("--model.optimizer.init_args.lr=0.1", "model.optimizer.lr: 0.005 then, 0.1 now"),
+        ("--model.scheduler.init_args.max_lr=0.1", "model.scheduler.max_lr: 0.005 then, 0.1 now"),
+        ("--model.scheduler=null", "model.scheduler: OneCycle then, None now"),
+        (DEFENSES, "model.recognizer.defenses[0].ratio: 0.5 then, 0.25 now"),
+        ("--model.recognizer.init_args.defenses=[]", "model.recognizer.defenses: [FeCo] then, [] now"),
+        ("--model.objective=Standard", "model.objective: AdversarialTraining then, Standard now"),
+        ("--model.objective.attack.steps=2", "model.objective.attack.steps: 1 then, 2 now"),
+        ("--model.seed=1", "model.seed: 0 then, 1 now"),
+        ("--data.seed=1", "data.seed: 0 then, 1 now"),
+        ("--data.crop_seconds=0.3", "data.crop_seconds: 0.4 then, 0.3 now"),
+        ("--data.development_fraction=0.2", "data.development_fraction: 0.1 then, 0.2 now"),
+        ("--data.batch_size=4", "the utterances of a batch over all processes: 5 then, 4 now"),
+        ("--trainer.max_epochs=3", "the steps of the whole training, over which its schedule is laid: 8 then, 12 now"),
+        ("--trainer.accumulate_grad_batches=2", "over which its schedule is laid: 8 then, 4 now"),
+    ],
+)
+def test_another_training_is_refused_and_the_difference_said(flag: str, said: str, config: Path, trained: Path) -> None:
+    assert said in refused(config, trained, flag)
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (lambda root: (root / "speaker1").rename(root / "bob"), "1 new ('bob'), 1 gone ('speaker1')"),
+        (lambda root: shutil.copytree(root / "speaker0", root / "zoe"), "1 new ('zoe')"),
+        (lambda root: shutil.rmtree(root / "speaker2"), "1 gone ('speaker2')"),
+    ],
+    ids=["renamed", "added", "gone"],
+)
+@pytest.mark.parametrize("command", ["fit", "validate"])
+def test_other_speakers_are_refused_and_named(
+    command: str,
+    change: Any,
+    said: str,
+    config: Path,
+    trained: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    shutil.copytree(config.parent / "train", tmp_path / "train")
+    change(tmp_path / "train")
+    for path in (tmp_path / "train" / "zoe").glob("*"):
+        path.rename(path.with_name(f"zoe-{path.name}"))
+    flags = [f"--config={config}", f"--data.root={tmp_path}", f"--ckpt_path={trained / 'last.ckpt'}"]
+    with pytest.raises(SystemExit):
+        cli.train([command, *flags, "--trainer.callbacks=null"])
+    assert f"differs in the speakers of the data: {said}" in capsys.readouterr().err
+
+
+def test_a_file_more_is_another_epoch(config: Path, trained: Path, tmp_path: Path) -> None:
+    shutil.copytree(config.parent / "train", tmp_path / "train")
+    shutil.copy(tmp_path / "train" / "speaker0" / "s0u0.wav", tmp_path / "train" / "speaker0" / "s0u9.wav")
+    assert "the utterances of an epoch: 18 then, 20 now" in refused(config, trained, f"--data.root={tmp_path}")
+
+
+def test_paths_loggers_workers_and_watching_callbacks_may_change(config: Path, trained: Path, tmp_path: Path) -> None:
+    shutil.copytree(config.parent / "train", tmp_path / "train")
+    flags = [
+        *(f"--data.root={tmp_path}", "--data.num_workers=1", "--data.eval_batch_size=2"),
+        f"--trainer.logger={{class_path: CSVLogger, init_args: {{save_dir: {tmp_path}}}}}",
+        "--trainer.callbacks+=Throughput",
+        "--trainer.callbacks+=LearningRateMonitor",
+    ]
+    arguments = [f"--config={config}", "--trainer.max_epochs=2", f"--ckpt_path={trained / 'last.ckpt'}", *flags]
+    assert cli.train(["fit", *arguments]).trainer.global_step == 8
+
+
+def test_without_a_schedule_more_epochs_are_welcome_and_the_same(plain: Path, tmp_path: Path) -> None:
+    weights = []
+    for epochs in ([4], [3, 4]):
+        folder = tmp_path / str(len(epochs))
+        for number in epochs:
+            trained = train_plain(plain, folder, number)
+        weights.append(torch.load(folder / "last.ckpt", weights_only=True)["state_dict"])
+    assert trained.trainer.global_step == 16
+    assert all(torch.equal(tensor, weights[1][name]) for name, tensor in weights[0].items())
+
+
+def train_plain(plain: Path, folder: Path, epochs: int) -> cli.SpeakerCLI:
+    """Start, or go on, for some epochs; validations are after every second."""
+    where = ["--ckpt_path=last", f"--trainer.callbacks.dirpath={folder}"]
+    return cli.train(["fit", f"--config={plain}", *where, f"--trainer.max_epochs={epochs}"])
+
+
+def test_a_checkpoint_of_before_is_compared_as_far_as_it_tells(config: Path, trained: Path, tmp_path: Path) -> None:
+    content = torch.load(trained / "last.ckpt", weights_only=True)
+    del content["training"]
+    torch.save(content, tmp_path / "last.ckpt")
+    assert "model.optimizer: another class then, SGD now" in refused(config, tmp_path, SGD)
+    assert "its schedule is laid: 8 then, 12 now" in refused(config, tmp_path, "--trainer.max_epochs=3")
+    assert fit(config, tmp_path, "--trainer.max_epochs=2", "--ckpt_path=last").trainer.global_step == 8

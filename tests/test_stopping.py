@@ -1,0 +1,151 @@
+"""A training that is told to stop by a signal, or that loses one of its processes, says so in one line and a status."""
+
+import contextlib
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from test_resume import REPOSITORY, TIMEOUT, Die, final, fit, forked, train_on
+from test_resume import config as config  # fixtures
+from test_resume import somewhere_else as somewhere_else
+from test_resume import uninterrupted as uninterrupted
+
+from sec4sr_pl.checkpoint import load_recognizer
+
+WORKERS = "--data.num_workers=2"
+
+
+class DieTogether(Die):
+    """Sends the signal to the whole process group, loader workers included, as a batch system may."""
+
+    def now(self, moment: str) -> None:
+        self.left -= moment == self.moment
+        if self.left == 0 and moment == self.moment:
+            os.killpg(0, self.sent)
+
+
+def in_a_group(work: Callable[[], object], log: Path) -> int:
+    """The exit code of a child that leads a process group of its own; negative: the signal that ended it."""
+
+    def lead() -> None:
+        os.setpgid(0, 0)
+        work()
+
+    return os.waitstatus_to_exitcode(forked(lead, log))
+
+
+@pytest.mark.parametrize(
+    ("moment", "sent", "status"),
+    [("a step begins", signal.SIGTERM, 143), ("validation", signal.SIGTERM, 143), ("a step ended", signal.SIGINT, 130)],
+)
+def test_a_signal_to_the_group_with_workers_ends_the_step_and_stops(
+    moment: str,
+    sent: signal.Signals,
+    status: int,
+    config: Path,
+    tmp_path: Path,
+    uninterrupted: tuple[dict[str, torch.Tensor], float],
+) -> None:
+    work = lambda: fit(config, tmp_path, WORKERS, die=DieTogether(moment, 3, sent))  # noqa: E731
+    assert in_a_group(work, tmp_path / "log") == status, (tmp_path / "log").read_text()[-3_000:]
+    shown = (tmp_path / "log").read_text()
+    assert f"stopped by {sent.name} after step " in shown
+    assert f"resume with --ckpt_path {tmp_path / 'last.ckpt'}" in shown
+    assert "Traceback" not in shown
+    assert forked(lambda: train_on(config, tmp_path, None, WORKERS), tmp_path / "log") == 0
+    ended = final(tmp_path)
+    assert all(torch.equal(tensor, ended[name]) for name, tensor in uninterrupted[0].items())
+
+
+def test_workers_do_not_outlive_a_training_that_is_killed(config: Path, tmp_path: Path) -> None:
+    work = lambda: fit(config, tmp_path, WORKERS, die=Die("a step begins", 3))  # noqa: E731
+    child = os.fork()
+    if child == 0:
+        os.setpgid(0, 0)
+        forked(work, tmp_path / "log")
+        os._exit(0)
+    os.waitpid(child, 0)
+    begin = time.monotonic()
+    while True:
+        try:
+            os.killpg(child, 0)
+        except ProcessLookupError:
+            break
+        assert time.monotonic() - begin < 60
+        time.sleep(0.2)
+
+
+def two(config: Path, folder: Path, *flags: str) -> "subprocess.Popen[str]":
+    """A training of two processes by Lightning's launcher, in a group of its own."""
+    arguments = [f"--config={config}", f"--data.root={config.parent}", f"--trainer.callbacks.dirpath={folder}"]
+    shared = ["--trainer.devices=2", "--trainer.strategy=ddp", "--data.batch_size=2", "--ckpt_path=last", WORKERS]
+    environment = {name: value for name, value in os.environ.items() if not name.startswith(("SLURM_", "PL_"))}
+    path = os.pathsep.join([str(REPOSITORY), os.environ.get("PYTHONPATH", "")])
+    return subprocess.Popen(
+        [sys.executable, "-W", "ignore", str(REPOSITORY / "train.py"), "fit", *arguments, *shared, *flags],
+        env={**environment, "OMP_NUM_THREADS": "1", "PYTHONPATH": path},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
+    )
+
+
+def children(process: int) -> list[int]:
+    """Its processes that are trainings themselves."""
+    listed = Path(f"/proc/{process}/task/{process}/children").read_text().split()
+    return [int(child) for child in listed if "train.py" in Path(f"/proc/{child}/cmdline").read_text()]
+
+
+def once_it_trains(process: "subprocess.Popen[str]", folder: Path, act: Callable[[], object]) -> str:
+    """The output of a training to which something happened after its first checkpoint."""
+    try:
+        begin = time.monotonic()
+        while not (folder / "last.ckpt").exists() and process.poll() is None:
+            assert time.monotonic() - begin < TIMEOUT
+            time.sleep(0.1)
+        act()
+        shown, _ = process.communicate(timeout=TIMEOUT)  # ends when all have closed their output
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+    return shown
+
+
+@pytest.fixture
+def endless(config: Path, tmp_path: Path) -> "subprocess.Popen[str]":
+    if not torch.distributed.is_available():
+        pytest.skip("this PyTorch has no torch.distributed")
+    return two(config, tmp_path, "--trainer.max_epochs=10000")
+
+
+@pytest.mark.slow
+def test_sigterm_to_the_group_of_two_processes_and_their_workers(
+    endless: "subprocess.Popen[str]", tmp_path: Path
+) -> None:
+    shown = once_it_trains(endless, tmp_path, lambda: os.killpg(endless.pid, signal.SIGTERM))
+    assert endless.returncode == 143, shown[-3_000:]
+    assert shown.count("stopped by SIGTERM after step") == 1
+    assert "Traceback" not in shown
+    load_recognizer(tmp_path / "last.ckpt")
+
+
+def test_a_dead_process_is_named(endless: "subprocess.Popen[str]", tmp_path: Path) -> None:
+    shown = once_it_trains(endless, tmp_path, lambda: os.kill(children(endless.pid)[0], signal.SIGKILL))
+    assert endless.returncode in (1, -signal.SIGKILL), shown[-3_000:]  # Lightning's observer may have been faster
+    assert "Traceback" not in shown
+    said = "train.py: error: Process 0 can't go on: process 1 was killed by SIGKILL\n"
+    assert said in shown or ("[rank: 1] Child process with PID" in shown and "terminated with code -9" in shown)
+
+
+@pytest.mark.slow
+def test_a_process_whose_first_one_died_says_so(endless: "subprocess.Popen[str]", tmp_path: Path) -> None:
+    shown = once_it_trains(endless, tmp_path, endless.kill)
+    assert "Traceback" not in shown
+    assert shown.count("train.py: error: Process 1 can't go on: another process died") == 1
