@@ -497,7 +497,7 @@ def test_a_list_that_can_not_be_used_is_refused(few: Path) -> None:
         Background(few).utterances("train")
     with pytest.raises(DataError, match=r"There is no .*nobody.txt: expected a file with a speaker a line"):
         Background(few, listed=Path("nobody.txt")).utterances("train")
-    with pytest.raises(ValueError, match="segment_seconds > 0"):
+    with pytest.raises(ValueError, match="segment_seconds above 0"):
         Background(few, segment_seconds=0)
 
 

@@ -136,7 +136,8 @@ def test_relative_folders_begin_at_the_root_of_the_data_module(
     monkeypatch.setenv("SEC4SR_DATA", str(tmp_path / "elsewhere"))
     noise, room = Noise(Path("sounds")), Room(Path("sounds/deep"))
     load(sounds.parent, OneOf([noise]), room)
-    assert noise.files == sorted(sounds.rglob("*.wav")) and room.files == sorted((sounds / "deep").iterdir())
+    for module, folder in ((noise, sounds), (room, sounds / "deep")):
+        assert [sound.path for sound in module.sounds or []] == sorted(folder.rglob("*.wav"))
 
 
 def test_without_a_data_module_they_begin_where_its_root_would_be(
@@ -156,9 +157,9 @@ def test_an_empty_range_is_refused(wrong: dict[str, Any], sounds: Path) -> None:
 def test_a_folder_without_sounds_is_named_before_training(make: Callable[..., FromFolder], tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     for folder in ("nowhere", "empty"):
-        with pytest.raises(DataError, match=rf"no wav or flac files in {tmp_path / folder}"):
+        with pytest.raises(DataError, match=rf"{tmp_path / folder} is no folder with wav or flac files"):
             load(tmp_path, make(Path(folder)))
-    with pytest.raises(DataError, match="no wav or flac files"):  # a folder that is there is meant
+    with pytest.raises(DataError, match="is no folder with wav or flac files"):  # a folder that is there is meant
         load(tmp_path, make(tmp_path / "empty", optional=True))
 
 

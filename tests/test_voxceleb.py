@@ -69,7 +69,7 @@ def test_a_missing_folder_shows_the_expected_tree(voxceleb: Path) -> None:
 def test_m4a_files_are_named_with_the_way_to_convert_them(tmp_path: Path) -> None:
     (tmp_path / "vox2_dev" / "aac" / "id1" / "v").mkdir(parents=True)
     (tmp_path / "vox2_dev" / "aac" / "id1" / "v" / "1.m4a").touch()
-    with pytest.raises(DataError, match=r"holds m4a files.*ffmpeg"):
+    with pytest.raises(DataError, match=r"id1 holds 1 \.m4a files, expected wav or flac: .*data\.prepare"):
         VoxCeleb(tmp_path, train_split="vox2_dev/aac").utterances("train")
 
 

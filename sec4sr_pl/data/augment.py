@@ -1,5 +1,6 @@
 """Augmentations of training crops, for any recognizer."""
 
+import math
 import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
@@ -11,7 +12,8 @@ from torchaudio.functional import fftconvolve, resample
 
 from sec4sr_pl import audio
 from sec4sr_pl.attacks import Channel
-from sec4sr_pl.data.manifest import DataError, find_root
+from sec4sr_pl.data.manifest import Utterance, find_root, find_sounds
+from sec4sr_pl.data.problems import Problems
 from sec4sr_pl.types import SAMPLE_RATE, full_lengths
 
 
@@ -29,7 +31,7 @@ class RandomEqualizer(nn.Module):
 
     def __init__(self, response: float = 2.0, level: float = 2.0, knots: int = 5) -> None:
         super().__init__()
-        if response < 0 or level < 0 or knots < 2:
+        if not (0 <= response < math.inf and 0 <= level < math.inf and knots >= 2):
             raise ValueError(f"Expected response and level >= 0 and knots >= 2, got {response}, {level}, {knots}")
         self.response, self.level, self.knots = response, level, knots
 
@@ -134,38 +136,50 @@ class FromFolder(nn.Module, ABC):
     """An augmentation by the audio files of a folder; subclasses write `change`.
 
     Args:
-        folder: of 16 kHz mono files at any depth; a relative path begins at the root of the data module.
+        folder: of mono files at any depth, 16 kHz unless the data module resamples; a relative path begins at its root.
         optional: where there is no such folder, crops stay as they are, with a warning, instead of an error.
     """
 
     def __init__(self, folder: Path, optional: bool = False) -> None:
         super().__init__()
         self.folder, self.optional = folder, optional
-        self.files: list[Path] | None = None
+        self.sounds: list[Utterance] | None = None
+        self.resample = False
 
-    def locate(self, root: Path) -> None:
-        """Find the files, sorted; a data module calls it with its root before training.
+    def locate(self, root: Path, resample: bool = False, problems: Problems | None = None) -> None:
+        """Find the files, sorted, and look at their headers; a data module calls it before training.
+
+        Args:
+            root: where a relative folder begins.
+            resample: accept other sample rates than 16 kHz.
+            problems: are told of what can't be used; None: it is raised.
 
         Raises:
-            DataError: a folder that is missing and not optional, or that holds no files.
+            DataError: without `problems`, a folder that is missing and not optional, that holds no files, or files
+                that can't be used.
         """
-        place = root / self.folder
-        self.files = sorted(path for path in place.rglob("*") if path.suffix.lower() in audio.EXTENSIONS)
+        place, told = root / self.folder, Problems()
+        self.resample, self.sounds = resample, []
         if self.optional and not place.exists():
             warnings.warn(f"There is no folder {place}: no {type(self).__name__} of it is added to crops", stacklevel=2)
-        elif not self.files:
-            raise DataError(f"There are no wav or flac files in {place}: expected some, 16 kHz mono")
+        else:
+            self.sounds = find_sounds(place, resample, told)
+        told.pass_to(problems)
 
     def forward(self, waveforms: Tensor) -> Tensor:
         """(batch, time) -> (batch, time), scaled down where it would clip."""
-        if self.files is None:
+        if self.sounds is None:
             self.locate(find_root(None))
-        return torch.stack([self.change(waveform) for waveform in waveforms]) if self.files else waveforms
+        return torch.stack([self.change(waveform) for waveform in waveforms]) if self.sounds else waveforms
 
-    def draw(self) -> Path:
-        """One of the files."""
-        files = self.files or []
-        return files[_below(len(files))]
+    def draw(self, samples: int | None = None) -> Tensor:
+        """A stretch, drawn, of a drawn file, or all of it where it is shorter, (time,); None: all of it."""
+        sounds = self.sounds or []
+        sound = sounds[_below(len(sounds))]
+        if samples is None:
+            return audio.read(sound.path, resample=self.resample)
+        frames = min(samples, sound.frames)
+        return audio.read(sound.path, _below(sound.frames - frames + 1), frames, self.resample)
 
     @abstractmethod
     def change(self, waveform: Tensor) -> Tensor:
@@ -200,7 +214,7 @@ class Noise(FromFolder):
         optional: bool = False,
     ) -> None:
         super().__init__(folder, optional)
-        if not (low <= high and 1 <= fewest <= most):
+        if not (-math.inf < low <= high < math.inf and 1 <= fewest <= most):
             raise ValueError(f"Expected low <= high and 1 <= fewest <= most, got {low}, {high}, {fewest} and {most}")
         self.low, self.high, self.fewest, self.most = low, high, fewest, most
 
@@ -214,11 +228,8 @@ class Noise(FromFolder):
 
     def sound(self, samples: int) -> Tensor:
         """A stretch of one of the files, repeated where it is shorter."""
-        path = self.draw()
-        total = audio.info(path).frames
-        frames = min(samples, total)
-        stretch = audio.read(path, _below(total - frames + 1), frames)
-        return stretch.repeat(-(-samples // frames))[:samples]
+        stretch = self.draw(samples)
+        return stretch.repeat(-(-samples // len(stretch)))[:samples]
 
 
 class Room(FromFolder):
@@ -231,7 +242,7 @@ class Room(FromFolder):
 
     def change(self, waveform: Tensor) -> Tensor:
         """A (time,) waveform in a room."""
-        response = audio.read(self.draw())
+        response = self.draw()
         direct = int(response.abs().argmax())
         heard: Tensor = fftconvolve(waveform, response)[direct : direct + len(waveform)]
         return _unclipped(heard * (_level(waveform) / _level(heard)))

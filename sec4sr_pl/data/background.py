@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any
 
 from sec4sr_pl.data.base import SpeakerData
-from sec4sr_pl.data.manifest import Utterance, listed, segments
+from sec4sr_pl.data.manifest import Utterance, listed, segments, to_samples
 
 
 class Background(SpeakerData):
@@ -35,9 +35,7 @@ class Background(SpeakerData):
         **kwargs: Any,
     ) -> None:
         super().__init__(root, train_split, test_split, **kwargs)
-        if not segment_seconds > 0:
-            raise ValueError(f"Expected segment_seconds > 0, got {segment_seconds}")
-        self.listed, self.segment_seconds = listed, segment_seconds
+        self.listed, self.segment_samples = listed, to_samples(segment_seconds, "segment_seconds")
 
     @property
     def lists(self) -> list[Path]:
@@ -51,4 +49,4 @@ class Background(SpeakerData):
             DataError: as `SpeakerData.utterances`; also no list, or a listed speaker who is not there.
         """
         utterances = listed(super().utterances(part), self.root / self.listed)
-        return segments(utterances, self.segment_seconds) if part == "train" else utterances
+        return segments(utterances, self.segment_samples) if part == "train" else utterances

@@ -2,6 +2,7 @@
 
 import signal
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from itertools import chain, islice
 from pathlib import Path
 from typing import Any, ClassVar
@@ -15,10 +16,12 @@ from torch.utils.data import DataLoader, Dataset, DistributedSampler
 from sec4sr_pl import audio
 from sec4sr_pl.data.augment import FromFolder
 from sec4sr_pl.data.batches import bounded
-from sec4sr_pl.data.manifest import DataError, Utterance, find_root, label, scan, split_development
+from sec4sr_pl.data.manifest import Utterance, find_root, join, label, scan, split_development, to_samples
+from sec4sr_pl.data.problems import DataError, Problems
+from sec4sr_pl.data.tree import parse
 from sec4sr_pl.data.trials import Trials, find_trials
 from sec4sr_pl.draws import key
-from sec4sr_pl.types import SAMPLE_RATE, Batch
+from sec4sr_pl.types import Batch
 
 Item = tuple[Tensor, int, str]
 """A waveform, its label and its name."""
@@ -211,7 +214,9 @@ class SpeakerData(LightningDataModule):
         augmentations: modules (1, time) -> (1, time) that change training crops, in order: ours, or a library's such
             as speechbrain.augment.time_domain.DropFreq.
         num_workers: processes that read ahead.
-        resample: convert files of other sample rates instead of refusing them.
+        resample: convert files of other sample rates, noises and rooms included, instead of refusing them.
+        folders: names of the folders below a split that hold the files, one of them `speaker`: `speaker/session` where
+            each session has one, `region/speaker` for TIMIT.
         trials: list of verification trials, `label path path` a line, in `root` unless absolute.
         trial_splits: folders that hold the files of the trials; default: the test split.
         seed: of crops and order.
@@ -222,8 +227,6 @@ class SpeakerData(LightningDataModule):
 
     open_set: ClassVar[bool] = False
     """Speakers who are not enrolled belong to the data, as imposters; otherwise they are a mistake."""
-    nested: ClassVar[bool] = False
-    """Files lie a folder deeper, `<speaker>/<session>/<utterance>`."""
 
     def __init__(
         self,
@@ -240,6 +243,7 @@ class SpeakerData(LightningDataModule):
         augmentations: Sequence[nn.Module] = (),
         num_workers: int = 1,
         resample: bool = False,
+        folders: str = "speaker",
         trials: Path | None = None,
         trial_splits: Sequence[str] = (),
         seed: int = 0,
@@ -247,22 +251,21 @@ class SpeakerData(LightningDataModule):
         super().__init__()
         if batch_size < 1 or eval_batch_size < 1 or crops_per_utterance < 1 or num_workers < 0:
             raise ValueError("Expected batch sizes and crops_per_utterance >= 1 and num_workers >= 0")
-        if crop_seconds <= 0 or not 0.0 < development_fraction < 1.0 or development_seconds < 0:
-            raise ValueError(
-                "Expected crop_seconds > 0, development_fraction in (0, 1) and development_seconds >= 0, got "
-                f"{crop_seconds}, {development_fraction}, {development_seconds}"
-            )
+        if not 0.0 < development_fraction < 1.0:
+            raise ValueError(f"Expected development_fraction in (0, 1), got {development_fraction}")
         self.root = find_root(root)
         self.train_split, self.test_split = train_split, test_split
         self.batch_size, self.eval_batch_size, self.num_workers = batch_size, eval_batch_size, num_workers
-        self.crop_samples, self.crops_per_utterance = round(crop_seconds * SAMPLE_RATE), crops_per_utterance
+        self.crop_samples, self.crops_per_utterance = to_samples(crop_seconds, "crop_seconds"), crops_per_utterance
         self.development_fraction = development_fraction
-        self.development_samples = round(development_seconds * SAMPLE_RATE)
+        self.development_samples = to_samples(development_seconds, "development_seconds", 0.0)
+        self.folders = "/".join(parse(folders))
         self.augmentations = list(augmentations)
         self.balanced, self.resample, self.seed = balanced, resample, seed
         self.trial_list = None if trials is None else self.root / trials
         self.trial_splits = list(trial_splits) or [test_split]
         self._speakers: tuple[str, ...] | None = None
+        self._problems: Problems | None = None
         self._loader: ResumableLoader | None = None
         self._position: dict[str, int] | None = None
 
@@ -276,10 +279,14 @@ class SpeakerData(LightningDataModule):
 
     @property
     def speakers(self) -> tuple[str, ...]:
-        """The names that labels index: those of the connected recognizer, else of the training split, sorted."""
+        """The names that labels index: those of the connected recognizer, else of the training split, sorted.
+
+        What is wrong with files is not told here, but where they are used.
+        """
         if self._speakers is None:
             self.prepare_data()
-            self._speakers = tuple(sorted({utterance.speaker for utterance in self.utterances("train")}))
+            with self.collected():
+                self._speakers = tuple(sorted({utterance.speaker for utterance in self.utterances("train")}))
         return self._speakers
 
     def connect(self, speakers: Sequence[str]) -> None:
@@ -306,8 +313,69 @@ class SpeakerData(LightningDataModule):
         return train if part == "train" else development
 
     def scan(self, split: str) -> list[Utterance]:
-        """All utterances of a folder in `root`."""
-        return scan(self.root, split, self.resample, self.nested)
+        """All utterances of a folder in `root`.
+
+        Raises:
+            DataError: no such folder, or files that can't be used.
+        """
+        return scan(self.root, split, self.resample, self.folders, self._problems)
+
+    @contextmanager
+    def collected(self) -> Iterator[Problems]:
+        """What is wrong with files that are looked at in the block, instead of an error at the first split."""
+        self._problems = Problems()
+        try:
+            yield self._problems
+        finally:
+            self._problems = None
+
+    def setup(self, stage: str) -> None:
+        """Look at the headers of all that a training reads, before it begins; called by the trainer.
+
+        Raises:
+            DataError: all that can't be used, with counts: files of the training split, of noises and of rooms, and
+                development utterances that are too short for the recognizer.
+        """
+        model: Any = self.trainer.lightning_module if self.trainer else None
+        minimum = getattr(getattr(model, "recognizer", None), "minimum_samples", 1)
+        with self.collected() as problems:
+            if stage == "fit":
+                self.look(problems, minimum)
+            else:
+                self.utterances("development")
+        problems.tell()
+
+    def look(self, problems: Problems, minimum: int = 1) -> None:
+        """Look at the headers of all that a training reads.
+
+        Args:
+            problems: are told of all that can't be used.
+            minimum: samples of the shortest utterance that the recognizer can score.
+        """
+        for utterance in self.utterances("train"):
+            if utterance.frames < minimum:
+                problems.note(utterance.path, f"has {utterance.frames} samples: its crops repeat them", "repeated")
+        for utterance in self.utterances("development"):
+            if utterance.frames < minimum:
+                problems.fault(
+                    utterance.path,
+                    f"has {utterance.frames} samples, this recognizer needs at least {minimum}: leave it out, join it "
+                    "with another, or set a longer --data.development_seconds",
+                    "short",
+                )
+        self.locate_sounds(problems)
+
+    def locate_sounds(self, problems: Problems | None = None) -> None:
+        """Find the files of augmentations.
+
+        Raises:
+            DataError: without `problems` to tell, a folder that is missing, empty, or holds files that can't be used.
+        """
+        told = Problems()
+        for module in chain.from_iterable(augmentation.modules() for augmentation in self.augmentations):
+            if isinstance(module, FromFolder):
+                module.locate(self.root, self.resample, told)
+        told.pass_to(problems)
 
     @property
     def held_out(self) -> list[str]:
@@ -332,7 +400,7 @@ class SpeakerData(LightningDataModule):
         """
         if self.trial_list is None:
             raise DataError(f"{type(self).__name__} has no list of trials: name one by --data.trials")
-        return find_trials(self.trial_list, chain.from_iterable(map(self.scan, self.trial_splits)), self.nested)
+        return find_trials(self.trial_list, join({split: self.scan(split) for split in self.trial_splits}))
 
     def dataset(self, part: str) -> Utterances:
         """Whole utterances of a part, with labels that index `speakers`; imposters are `REJECT`."""
@@ -346,9 +414,7 @@ class SpeakerData(LightningDataModule):
         Raises:
             DataError: files that can't be used, or an augmentation's folder that is missing or holds no audio.
         """
-        for module in chain.from_iterable(augmentation.modules() for augmentation in self.augmentations):
-            if isinstance(module, FromFolder):
-                module.locate(self.root)
+        self.locate_sounds()
         crops = Crops(self.dataset("train"), self.crop_samples, self.crops_per_utterance, self.seed, self.augmentations)
         if self.balanced:
             sampler: EpochSampler = BalancedSampler(crops, *self._world(), seed=self.seed)

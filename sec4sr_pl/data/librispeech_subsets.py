@@ -16,17 +16,18 @@ class LibriSpeech(SpeakerData):
             `data`.
         train_split: subset of the training utterances, `<speaker>/<chapter>/<utterance>.flac`.
         test_split: subset of the test utterances, in the same form.
+        folders: as in `SpeakerData`.
         kwargs: those of `SpeakerData`.
     """
 
     open_set = True
-    nested = True
 
     def __init__(
         self,
         root: Path | None = None,
         train_split: str = "train-clean-100",
         test_split: str = "test-clean",
+        folders: str = "speaker/chapter",
         **kwargs: Any,
     ) -> None:
-        super().__init__(root, train_split, test_split, **kwargs)
+        super().__init__(root, train_split, test_split, folders=folders, **kwargs)

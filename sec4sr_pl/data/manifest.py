@@ -1,17 +1,19 @@
 """The sorted list of a split's utterances, from the files' headers, read once and cached, or from an index."""
 
-import csv
 import os
 import shlex
-from collections import Counter
-from collections.abc import Iterable, Sequence
-from contextlib import suppress
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from itertools import chain
 from pathlib import Path, PurePath
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from sec4sr_pl import audio
-from sec4sr_pl.draws import key
-from sec4sr_pl.files import inside, read_rows, read_text, whole
+from sec4sr_pl.data import tree
+from sec4sr_pl.data.headers import fits, usable
+from sec4sr_pl.data.problems import DataError as DataError
+from sec4sr_pl.data.problems import Problems
+from sec4sr_pl.files import inside, read_rows, read_text
 from sec4sr_pl.types import REJECT, SAMPLE_RATE
 
 COMMANDS = {
@@ -23,10 +25,8 @@ COMMANDS = {
 
 INDEX = "index.csv"
 """In a split's folder: its utterances are in shards, see `sec4sr_pl.data.shards`."""
-
-
-class DataError(ValueError):
-    """A data set that can't be used, with what was expected, what came, and what to do."""
+LONGEST = 86_400.0
+"""Seconds, a day: no crop or segment is longer."""
 
 
 class Utterance(NamedTuple):
@@ -49,142 +49,152 @@ def find_root(root: Path | None) -> Path:
     return Path(root if root is not None else os.environ.get("SEC4SR_DATA", "data")).expanduser()
 
 
-def utterance_name(path: PurePath, nested: bool) -> str:
-    """The id of the utterance in a file: its name, and where that does not tell them, its speaker and session first."""
-    prefix = "-".join(path.parts[-3:-1])
-    return path.stem if not nested or path.stem.startswith(f"{prefix}-") else f"{prefix}-{path.stem}"
+def to_samples(seconds: float, name: str, least: float = 1 / SAMPLE_RATE) -> int:
+    """A length in samples at 16 kHz.
+
+    Args:
+        seconds: the length.
+        name: of the parameter.
+        least: seconds.
+
+    Raises:
+        ValueError: a length below the least or above a day, or none (NaN).
+    """
+    if not least <= seconds <= LONGEST:
+        above = "of at least 0" if least <= 0 else "above 0"
+        raise ValueError(f"Expected {name} {above} and at most {LONGEST:.0f} (a day), got {seconds}")
+    return round(seconds * SAMPLE_RATE)
 
 
-def list_files(root: Path, split: str, nested: bool = False) -> list[Path]:
+def list_files(root: Path, split: str, folders: str = "speaker", problems: Problems | None = None) -> list[Path]:
     """The audio files of `<root>/<split>/<speaker>/<utterance>.<wav|flac>`, sorted as strings.
 
     Args:
         root: holds the splits.
         split: folder name.
-        nested: a speaker's folder holds a folder for each session (video, chapter), which hold the files.
+        folders: names of those below the split, e.g. `speaker/session` where each session (video, chapter) has one.
+        problems: are told what is wrong with the files; None: a fault is raised.
 
     Raises:
-        DataError: no such folder, no audio in it, or an utterance id that stands twice.
+        DataError: no such folder.
+        ValueError: `folders` without a speaker.
     """
-    folder = root / split
-    tree = "<speaker>/<session>/<utterance>" if nested else "<speaker>/<utterance>"
+    names, folder = tree.parse(folders), root / split
     if not folder.is_dir():
+        expected = "/".join(f"<{name}>" for name in (*names, "utterance"))
         command = COMMANDS.get(split.partition("_")[0])
         fetch = f", or fetch it: python -m sec4sr_pl.data.{command} --root {shlex.quote(str(root))}" if command else ""
         raise DataError(
-            f"There is no folder {folder}: expected {split}/{tree}.wav or .flac under {root}; "
+            f"There is no folder {folder}: expected {split}/{expected}.wav or .flac under {root}; "
             f"set --data.root or the variable SEC4SR_DATA to the folder that holds it{fetch}"
         )
-    folders = _folders(folder)
-    if nested:
-        folders = [session for speaker in folders for session in _folders(speaker)]
-    files = [
-        place / name
-        for place in folders
-        for name in sorted(os.listdir(place))
-        if name.lower().endswith(audio.EXTENSIONS) and not name.startswith(".")
-    ]
-    if not files:
-        raise DataError(f"{folder} holds no {tree}.wav or .flac")
-    seen: dict[str, Path] = {}
-    for path in files:
-        name = utterance_name(path, nested)
-        if name in seen:
-            raise DataError(f"The utterance id '{name}' stands twice: {seen[name]} and {path}; rename one")
-        seen[name] = path
+    told = Problems()
+    files = tree.list_files(folder, names, told)
+    told.pass_to(problems)
     return files
 
 
-def _folders(folder: Path) -> list[Path]:
-    """The folders in a folder, sorted as strings; hidden ones do not count."""
-    return [
-        folder / name
-        for name in sorted(entry.name for entry in os.scandir(folder) if entry.is_dir() and entry.name[0] != ".")
-    ]
-
-
-def scan(root: Path, split: str, resample: bool = False, nested: bool = False) -> list[Utterance]:
+def scan(
+    root: Path, split: str, resample: bool = False, folders: str = "speaker", problems: Problems | None = None
+) -> list[Utterance]:
     """All utterances of a split, in manifest order; headers are read once and cached.
 
     Args:
         root: holds the splits.
         split: folder name.
         resample: accept other sample rates than 16 kHz.
-        nested: as in `list_files`.
+        folders: as in `list_files`.
+        problems: are told of all that can't be used and of what is left out; None: the one is raised, the other warned.
 
     Raises:
-        DataError: as `list_files`; also a file with another sample rate, or a damaged index of shards.
-        AudioError: a file that is not audio, empty, or not mono.
+        DataError: no such folder, a damaged index of shards, or, without `problems`, files that can't be used.
+        ValueError: `folders` without a speaker.
     """
-    sharded = (root / split / INDEX).is_file()
-    utterances = read_index(root / split) if sharded else _scan_files(list_files(root, split, nested), nested)
-    for utterance in utterances:
-        if utterance.rate != SAMPLE_RATE and not resample:
-            raise DataError(
-                f"{utterance.path} has {utterance.rate} samples a second, expected {SAMPLE_RATE}: convert it, or set "
-                "--data.resample true"
-            )
+    told = Problems()
+    if (root / split / INDEX).is_file():
+        indexed = read_index(root / split, told)
+        utterances = [one for one in indexed if fits(one.path, one.rate, resample, told)]
+    else:
+        files, names = list_files(root, split, folders, told), tree.parse(folders)
+        ids = tree.name_utterances(files, names, told)
+        place = names.index("speaker") - len(names) - 1
+        utterances = [
+            _whole(path, header, ids[path], path.parts[place])
+            for path, header in usable(root / split, files, resample, told).items()
+        ]
+    told.pass_to(problems)
     return utterances
 
 
-def _scan_files(files: Sequence[Path], nested: bool) -> list[Utterance]:
-    stamps = [(path, path.stat()) for path in files]
-    signature = key(*((path, stat.st_size, stat.st_mtime_ns) for path, stat in stamps))
-    cache = Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")).expanduser() / "sec4sr_pl" / f"{signature:016x}.csv"
-    headers = _read_cache(cache, len(files)) or _read_headers(files, cache)
+def find_sounds(folder: Path, resample: bool, problems: Problems) -> list[Utterance]:
+    """The usable audio files of a folder at any depth, sorted as strings.
+
+    Args:
+        folder: of noises or rooms.
+        resample: accept other sample rates than 16 kHz.
+        problems: are told of the other files, and of a folder without any.
+    """
+    files = [path for path in tree.audio_below(folder) if tree.is_read(path)] if folder.is_dir() else []
+    if not files:
+        problems.fault(folder, "is no folder with wav or flac files: expected some, 16 kHz mono")
     return [
-        Utterance(
-            utterance_name(path, nested),
-            path.parts[-3 if nested else -2],
-            path,
-            0,
-            audio.samples_at_16_khz(frames, rate),
-            rate,
-        )
-        for path, (frames, rate) in zip(files, headers, strict=True)
+        _whole(path, header, path.relative_to(folder).as_posix(), "")
+        for path, header in usable(folder, files, resample, problems).items()
     ]
 
 
-def read_index(folder: Path) -> list[Utterance]:
+def _whole(path: Path, header: audio.AudioInfo, name: str, speaker: str) -> Utterance:
+    return Utterance(name, speaker, path, 0, audio.samples_at_16_khz(header.frames, header.rate), header.rate)
+
+
+def read_index(folder: Path, problems: Problems) -> list[Utterance]:
     """The utterances of a folder of shards, in the order of its `index.csv`.
 
+    Args:
+        folder: of the split.
+        problems: are told of shards that are missing or end too early.
+
     Raises:
-        DataError: a row in another form.
+        DataError: no row, or one in another form.
     """
-    utterances = []
+    utterances: dict[str, Utterance] = {}
+    ends: dict[Path, int] = defaultdict(int)
     for row in read_rows(folder / INDEX):
         try:
-            name, speaker, frames, rate, shard, path, size, offset = row
-            inside(folder, path)  # where it lay before, and will if it is unpacked
-            member = audio.Member(inside(folder, shard), path, int(offset), int(size))
-            utterances.append(Utterance(name, speaker, member, 0, int(frames), int(rate)))
-            if min(member.offset, member.size, *utterances[-1][3:]) < 0:
-                raise ValueError("a negative number")
+            utterance = _indexed(folder, *row)
+            if utterances.setdefault(utterance.name, utterance) is not utterance:
+                raise ValueError("expected each name once")
         except ValueError as error:
-            raise DataError(f"{folder / INDEX} has the row {row}: make the shards again") from error
-    return utterances
+            raise DataError(f"{folder / INDEX} has the row {row} ({error}): make the shards again") from error
+        member: Any = utterance.path
+        ends[member.archive] = max(ends[member.archive], member.offset + member.size)
+    if not utterances:
+        raise DataError(f"{folder / INDEX} has no row: make the shards again")
+    for archive, end in ends.items():
+        there = archive.stat().st_size if archive.is_file() else 0
+        if there < end:
+            problems.fault(archive, f"has {there} bytes, expected at least {end}: make the shards again", "shard")
+    return [*utterances.values()]
 
 
-def _read_cache(cache: Path, size: int) -> list[tuple[int, int]] | None:
-    """Frames and rates from an earlier scan of the same files, or None."""
-    try:
-        with cache.open(newline="") as file:
-            rows = [(int(frames), int(rate)) for frames, rate in csv.reader(file)]
-    except (OSError, ValueError):
-        return None
-    return rows if len(rows) == size else None
+def _indexed(folder: Path, *row: str) -> Utterance:
+    """The utterance of a row of an index."""
+    name, speaker, frames, rate, shard, path, size, offset = row
+    numbers = [int(number) for number in (frames, rate, size, offset)]
+    if min(numbers[:3]) < 1 or numbers[3] < 0:
+        raise ValueError("expected positive numbers")
+    inside(folder, path)  # where it lay before, and will if it is unpacked
+    return Utterance(name, speaker, audio.Member(inside(folder, shard), path, numbers[3], numbers[2]), 0, *numbers[:2])
 
 
-def _read_headers(files: Iterable[Path], cache: Path) -> list[tuple[int, int]]:
-    """Frames and rate of each file; kept in the cache where that can be written."""
-    headers = []
-    for path in files:
-        header = mono(path)
-        headers.append((header.frames, header.rate))
-    # a read-only home only costs the next scan
-    with suppress(OSError), whole(cache) as partial, partial.open("w", newline="") as file:
-        csv.writer(file).writerows(headers)
-    return headers
+def join(splits: Mapping[str, Sequence[Utterance]]) -> list[Utterance]:
+    """The utterances of several splits, one after the other; an id that stands in several gets the split before it."""
+    counts = Counter(chain.from_iterable({one.name for one in utterances} for utterances in splits.values()))
+    return [
+        one._replace(name=f"{split}/{one.name}") if counts[one.name] > 1 else one
+        for split, utterances in splits.items()
+        for one in utterances
+    ]
 
 
 def mono(path: Path) -> audio.AudioInfo:
@@ -265,11 +275,11 @@ def listed(utterances: Sequence[Utterance], path: Path) -> list[Utterance]:
     return [utterance for utterance in utterances if utterance.speaker in names]
 
 
-def segments(utterances: Sequence[Utterance], seconds: float) -> list[Utterance]:
-    """Utterances in equal pieces of at least so many seconds; shorter ones stay whole."""
+def segments(utterances: Sequence[Utterance], least: int) -> list[Utterance]:
+    """Utterances in equal pieces of at least so many samples; shorter ones stay whole."""
     pieces = []
     for utterance in utterances:
-        count = max(1, int(utterance.frames / (seconds * SAMPLE_RATE)))
+        count = max(1, utterance.frames // least)
         size = utterance.frames // count
         pieces += [
             utterance._replace(name=f"{utterance.name}#{index}", start=utterance.start + index * size, frames=size)
@@ -303,10 +313,8 @@ def shortened(utterances: Iterable[Utterance], max_seconds: float | None) -> lis
     """
     if max_seconds is None:
         return [*utterances]
-    samples = round(max_seconds * SAMPLE_RATE)
-    if samples < 1:
-        raise ValueError(f"Expected max_seconds above 0, got {max_seconds}")
-    return [utterance._replace(frames=min(utterance.frames, samples)) for utterance in utterances]
+    most = to_samples(max_seconds, "max_seconds")
+    return [utterance._replace(frames=min(utterance.frames, most)) for utterance in utterances]
 
 
 def check_lengths(utterances: Iterable[Utterance], least: int) -> None:

@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any
 
 from sec4sr_pl.data.base import SpeakerData
-from sec4sr_pl.data.manifest import DataError, Utterance
+from sec4sr_pl.data.manifest import DataError, Utterance, join
 
 
 class Spk10(SpeakerData):
@@ -52,7 +52,9 @@ class Spk10(SpeakerData):
         if part not in ("calibration", "test"):
             return super().utterances(part)
         calibration, test = self._imposters()
-        return calibration if part == "calibration" else super().utterances("test") + test
+        if part == "calibration":
+            return calibration
+        return join({self.test_split: super().utterances("test"), self.imposter_split: test})
 
     def _imposters(self) -> tuple[list[Utterance], list[Utterance]]:
         """Utterances of the imposters for calibration, and of those for test."""

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from sec4sr_pl import audio
-from sec4sr_pl.data.manifest import DataError, Utterance, directory, mono, utterance_name
+from sec4sr_pl.data.manifest import DataError, Utterance, directory, mono
 from sec4sr_pl.files import read_text
 from sec4sr_pl.types import SAMPLE_RATE
 
@@ -129,37 +129,48 @@ def read_list(path: Path) -> list[tuple[bool, str, str]]:
     return trials
 
 
-def find_trials(path: Path, utterances: Iterable[Utterance], nested: bool = False) -> Trials:
-    """The trials of a list among utterances, which are known by the names of their files.
+def find_trials(path: Path, utterances: Iterable[Utterance]) -> Trials:
+    """The trials of a list among utterances, which are known by the places of their files.
 
     A file's folders, as far as the list gives them, must be the utterance's; its extension may be another.
 
     Args:
         path: as in `read_list`.
         utterances: that have those of the trials among them.
-        nested: files lie in folders of sessions.
 
     Raises:
-        DataError: as `read_list`, a file that is none of the utterances', or a label that their speakers contradict.
+        DataError: as `read_list`, a file that is none of the utterances' or several, or a label that their speakers
+            contradict.
     """
     trials = read_list(path)
-    known = {utterance.name: utterance for utterance in utterances}
     files = sorted({file for _, *pair in trials for file in pair})
-    found = {file: known.get(utterance_name(PurePosixPath(file), nested)) for file in files}
-    there = {file: utterance for file, utterance in found.items() if utterance and _lies_where(utterance, file)}
+    places = {file: (*PurePosixPath(file).parent.parts, PurePosixPath(file).stem) for file in files}
+    found = _by_place(utterances, {len(place) for place in places.values()})
+    there = {file: found[place] for file, place in places.items() if place in found}
     if missing := [file for file in files if file not in there]:
         raise DataError(f"{len(missing)} of the {len(files)} files of {path} are not there, first {missing[0]}")
+    if several := [file for file in files if len(there[file]) > 1]:
+        one, other, *_ = [utterance.path for utterance in there[several[0]]]
+        raise DataError(f"{several[0]} of {path} is {one} and {other}: give its folders in the list")
+    only = {file: utterance for file, (utterance,) in there.items()}
     for target, enroll, test in trials:
-        one, other = there[enroll].speaker, there[test].speaker
-        if target != (one == other):
-            raise DataError(f"{path} has the label {int(target)} for '{enroll} {test}', of speakers {one} and {other}")
-    return _pair_up(trials, there)
+        speakers = only[enroll].speaker, only[test].speaker
+        if target != (speakers[0] == speakers[1]):
+            raise DataError(
+                f"{path} has the label {int(target)} for '{enroll} {test}', of speakers {speakers[0]} and {speakers[1]}"
+            )
+    return _pair_up(trials, only)
 
 
-def _lies_where(utterance: Utterance, file: str) -> bool:
-    """Whether the folders before a file's name are the last of those in which the utterance lies."""
-    folders = PurePosixPath(file).parts[:-1]
-    return not folders or Path(directory(utterance)).absolute().parts[-len(folders) :] == folders
+def _by_place(utterances: Iterable[Utterance], depths: Iterable[int]) -> dict[tuple[str, ...], list[Utterance]]:
+    """The utterances at each end of a path that has so many parts, without extensions."""
+    found: dict[tuple[str, ...], list[Utterance]] = {}
+    for utterance in utterances:
+        name = utterance.path.name if isinstance(utterance.path, Path) else PurePosixPath(utterance.path.name).name
+        parts = (*Path(directory(utterance)).absolute().parts, PurePosixPath(name).stem)
+        for depth in depths:
+            found.setdefault(parts[-depth:], []).append(utterance)
+    return found
 
 
 def read_trials(path: Path, root: Path, resample: bool = False) -> Trials:

@@ -15,10 +15,6 @@ https://mm.kaist.ac.kr/datasets/voxceleb), what is used of
   vox2_dev/wav/<speaker>/<video>/<utterance>.wav
   veri_test2.txt, list_test_all2.txt, list_test_hard2.txt
 or name other folders by --data.train_split, --data.test_split, --data.trials and --data.trial_splits"""
-CONVERT = (
-    "find aac -name '*.m4a' | while read f; do o=wav/${f#aac/}; mkdir -p ${o%/*}; "
-    "ffmpeg -nostdin -i $f -ac 1 -ar 16000 ${o%.m4a}.wav; done"
-)
 
 
 class VoxCeleb(SpeakerData):
@@ -33,6 +29,7 @@ class VoxCeleb(SpeakerData):
         test_split: folder of the test utterances, in the same form.
         trials: `veri_test2.txt` (O), `list_test_all2.txt` (E), `list_test_hard2.txt` (H), or another list in the form.
         trial_splits: folders that hold the files of the trials.
+        folders: as in `SpeakerData`.
         kwargs: those of `SpeakerData`.
 
     Source: Nagrani, Chung and Zisserman, "VoxCeleb: a large-scale speaker identification dataset", 2017; Chung, Nagrani
@@ -40,7 +37,6 @@ class VoxCeleb(SpeakerData):
     """
 
     open_set = True
-    nested = True
 
     def __init__(
         self,
@@ -49,25 +45,23 @@ class VoxCeleb(SpeakerData):
         test_split: str = "vox1_test/wav",
         trials: Path = Path("veri_test2.txt"),
         trial_splits: Sequence[str] = ("vox1_test/wav",),
+        folders: str = "speaker/video",
         **kwargs: Any,
     ) -> None:
-        super().__init__(root, train_split, test_split, trials=trials, trial_splits=trial_splits, **kwargs)
+        super().__init__(
+            root, train_split, test_split, folders=folders, trials=trials, trial_splits=trial_splits, **kwargs
+        )
 
     def scan(self, split: str) -> list[Utterance]:
         """All utterances of a folder.
 
         Raises:
-            DataError: no such folder, m4a files, or what `SpeakerData` refuses.
+            DataError: no such folder, or what `SpeakerData` refuses.
         """
         folder = self.root / split
         if not folder.is_dir():
             raise DataError(f"There is no folder {folder}: {TREE}")
-        try:
-            return super().scan(split)
-        except DataError as error:
-            if next(folder.glob("*/*/*.m4a"), None) is None:
-                raise
-            raise DataError(f"{folder} holds m4a files, expected wav or flac: convert them by {CONVERT}") from error
+        return super().scan(split)
 
     def trials(self) -> Trials:
         """The verification trials, whose speakers must be no training speakers.
