@@ -5,23 +5,31 @@ import inspect
 import io
 import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 import torch
 from lightning_fabric.plugins import TorchCheckpointIO
-from torch import nn
+from torch import Tensor, nn
+from torch.nn.modules.module import (
+    register_module_buffer_registration_hook,
+    register_module_parameter_registration_hook,
+)
 
 from sec4sr_pl.audio import Member
 from sec4sr_pl.command import command
 from sec4sr_pl.files import read_text, whole
+from sec4sr_pl.imports import check, trusted_packages
 from sec4sr_pl.recognizer import Recognizer
 from sec4sr_pl.weights import CheckpointError as CheckpointError
 from sec4sr_pl.weights import check_finite, read_plain
 
 CHECKSUMS = "SHA256SUMS"
+MODULES, ITEMS, DEPTH = 1_000, 2_000_000, 100
+"""The most of a description: modules, values with all names of speakers, and levels."""
 
 
 def describe(value: Any) -> Any:
@@ -50,46 +58,88 @@ def describe(value: Any) -> Any:
     }
 
 
-def rebuild(description: Any, trusted: Sequence[str] = ("sec4sr_pl",)) -> Any:
+def rebuild(description: Any, trusted: Sequence[str] = ()) -> Any:
     """The inverse of `describe`.
 
     Args:
         description: plain data.
-        trusted: top-level packages whose classes may be imported.
+        trusted: top-level packages whose modules may be imported, beside those of `sec4sr_pl.imports`.
 
     Raises:
-        CheckpointError: a class of another package, one that does not exist or is no module, or arguments that its
-            constructor refuses.
+        CheckpointError: a class that is not to be imported, one that does not exist or is no module, arguments that its
+            constructor refuses, or a description that is too large.
     """
+    _measure(description)
+    return _rebuild(description, trusted)
+
+
+def _measure(description: Any) -> None:
+    """Refuse what would take more than its file: lists and dictionaries of plain data may stand at many places."""
+    parts, items, modules = [(description, 0)], 0, 0
+    while parts:
+        part, depth = parts.pop()
+        if not isinstance(part, (Mapping, list)):
+            continue
+        items, modules = items + len(part), modules + isinstance(part, Mapping)
+        if items > ITEMS or modules > MODULES or depth > DEPTH:
+            raise CheckpointError(
+                f"Expected a description of up to {MODULES:,} modules, {ITEMS:,} values and {DEPTH} levels, got more"
+            )
+        parts.extend((item, depth + 1) for item in (part.values() if isinstance(part, Mapping) else part))
+
+
+def _rebuild(description: Any, trusted: Sequence[str]) -> Any:
     if isinstance(description, list):
-        return [rebuild(item, trusted) for item in description]
+        return [_rebuild(item, trusted) for item in description]
     if not isinstance(description, Mapping):
         return description
     if not {"class_path", "init_args"} & description.keys():
-        return {name: rebuild(item, trusted) for name, item in description.items()}
+        return {name: _rebuild(item, trusted) for name, item in description.items()}
     path = str(description.get("class_path"))
     module, _, name = path.rpartition(".")
-    if path.partition(".")[0] not in trusted:
-        raise CheckpointError(
-            f"The checkpoint wants the class {path}, but only {', '.join(trusted)} may be imported: "
-            "if you trust it, name its package in `trusted`"
-        )
+    try:
+        check(path, trusted)
+    except ValueError as error:
+        raise CheckpointError(f"The checkpoint wants the class {path}, but {error}") from error
     try:
         cls = getattr(import_module(module), name)
     except (ImportError, AttributeError, ValueError) as error:
         raise CheckpointError(f"The checkpoint wants the class {path}, which is not installed here") from error
     if not (isinstance(cls, type) and issubclass(cls, nn.Module)):
         raise CheckpointError(f"The checkpoint wants {path}, which is no module")
-    if cls.__module__.partition(".")[0] not in trusted:  # a trusted package may have imported another's class
-        raise CheckpointError(f"The checkpoint wants {path}, a class of {cls.__module__}, which is not in `trusted`")
+    if cls.__module__.partition(".")[0] not in ("sec4sr_pl", *trusted_packages(trusted)):  # imported from another's
+        raise CheckpointError(f"The checkpoint wants {path}, a class of {cls.__module__}, which is not trusted")
     arguments = description.get("init_args")
     if not isinstance(arguments, Mapping):
         raise CheckpointError(f"The checkpoint wants {path} without init_args, expected its constructor's arguments")
-    arguments = {key: rebuild(value, trusted) for key, value in arguments.items()}
+    arguments = {key: _rebuild(value, trusted) for key, value in arguments.items()}
     try:
         return cls(**arguments)
     except Exception as error:  # a constructor may raise anything
         raise CheckpointError(f"The checkpoint's arguments do not fit the class {path}: {error}") from error
+
+
+@contextmanager
+def no_larger_than(size: int) -> Iterator[None]:
+    """Modules that are made inside have parameters and buffers of so many bytes in all.
+
+    Raises:
+        CheckpointError: they are of more.
+    """
+    left = size
+
+    def count(module: nn.Module, name: str, tensor: Tensor | None) -> None:
+        nonlocal left
+        left -= 0 if tensor is None else tensor.nbytes
+        if left < 0:
+            raise CheckpointError("its parameters and buffers are far larger than the file that should hold them")
+
+    hooks = register_module_parameter_registration_hook(count), register_module_buffer_registration_hook(count)
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()
 
 
 def write_whole(path: str | Path, content: Any) -> None:
@@ -143,6 +193,12 @@ class WholeCheckpoints(TorchCheckpointIO):
         elif Path(path).is_file():
             Path(path).unlink()
 
+    def load_checkpoint(self, path: str | Path, *args: Any, **kwargs: Any) -> dict[str, Any]:
+        """Called by the trainer: plain data only, whatever it asks for."""
+        if "://" in str(path):
+            return super().load_checkpoint(path, *args, **{**kwargs, "weights_only": True})
+        return read_plain(Path(path))  # type: ignore[no-any-return]
+
 
 def read_checkpoint(path: str | Path) -> dict[str, Any]:
     """The content of a checkpoint, which can't run code; checked against the SHA256SUMS beside it that names it.
@@ -162,15 +218,25 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
     return content
 
 
-def load_recognizer(path: str | Path, trusted: Sequence[str] = ("sec4sr_pl",)) -> Recognizer:
+def load_recognizer(path: str | Path, trusted: Sequence[str] = ()) -> Recognizer:
     """The recognizer of a file of `save_recognizer` or of training, in eval mode on the CPU.
+
+    Args:
+        path: of the file.
+        trusted: top-level packages whose modules may be imported, as by the flag --trusted of commands.
 
     Raises:
         CheckpointError: as `read_checkpoint` and `rebuild`; also weights that do not fit the description, or hold
             NaN or an infinity.
     """
     content = read_checkpoint(path)
-    recognizer = rebuild(content["recognizer"], trusted)
+    most = 16 * Path(path).stat().st_size + 2**28  # some buffers are not in the file: they follow from others
+    try:
+        for device in ("cpu",) if trusted_packages(trusted) else ("meta", "cpu"):  # on meta nothing takes memory
+            with no_larger_than(most), torch.device(device):
+                recognizer = rebuild(content["recognizer"], trusted)
+    except CheckpointError as error:
+        raise CheckpointError(f"{path}: {error}") from error
     if not isinstance(recognizer, Recognizer):
         raise CheckpointError(f"{path} describes a {type(recognizer).__name__}, expected a Recognizer")
     weights = content["state_dict"]

@@ -14,6 +14,7 @@ from pytorch_lightning import LightningModule, Trainer
 from pytorch_lightning.callbacks import ModelCheckpoint, RichProgressBar
 from pytorch_lightning.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 from pytorch_lightning.loggers import CSVLogger
+from pytorch_lightning.strategies import DDPStrategy, SingleDeviceStrategy
 from pytorch_lightning.utilities.exceptions import SIGTERMException
 
 import sec4sr_pl.attacks
@@ -30,6 +31,7 @@ from sec4sr_pl.checkpoint import WholeCheckpoints, read_checkpoint
 from sec4sr_pl.command import Terminated, at_home, one_line_errors
 from sec4sr_pl.data import SpeakerData
 from sec4sr_pl.files import check_writable
+from sec4sr_pl.imports import add_trusted, guarded
 from sec4sr_pl.processes import one_fate
 from sec4sr_pl.training import SpeakerModule
 
@@ -81,6 +83,15 @@ class SpeakerCLI(LightningCLI):
         everything: dict[str, set[str]] = LightningCLI.subcommands()
         return {name: everything[name] for name in ("fit", "validate")}
 
+    def init_parser(self, **kwargs: Any) -> LightningArgumentParser:
+        """Called by the base for the command and each of its subcommands."""
+        parser = super().init_parser(**kwargs)
+        add_trusted(parser)
+        return parser
+
+    def _parse_ckpt_path(self) -> None:
+        """Nothing in a checkpoint configures the model, where the base takes its `hyper_parameters`."""
+
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """A classifier head has the speakers of the data."""
         parser.link_arguments(
@@ -116,6 +127,8 @@ class SpeakerCLI(LightningCLI):
             files = {path for folder in folders for path in folder.glob("last*.ckpt")}
             config.ckpt_path = str(max(files, key=lambda path: path.stat().st_mtime, default="last"))
         if not Path(config.ckpt_path).is_file():
+            if Path(config.ckpt_path).exists():
+                raise ValueError(f"Expected a checkpoint, which is a file, got {config.ckpt_path}")
             return
         run = read_checkpoint(Path(config.ckpt_path)).get("wandb_run")
         for logger in classes(config.trainer.logger, "WandbLogger") if self.config.subcommand == "fit" else ():
@@ -140,6 +153,8 @@ class SpeakerCLI(LightningCLI):
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """Checkpoints are whole or not there, and a folder that can't be written is found before training."""
         trainer = super().instantiate_trainer(**kwargs)
+        if not isinstance(trainer.strategy, (SingleDeviceStrategy, DDPStrategy)):  # others' checkpoints hold pickles
+            raise ValueError(f"Expected the strategy auto or ddp, got {type(trainer.strategy).__name__}")
         trainer.strategy.checkpoint_io = WholeCheckpoints()
         for logger in trainer.loggers if trainer.is_global_zero else []:
             if isinstance(logger, CSVLogger):
@@ -164,7 +179,8 @@ def train(args: list[str] | None = None) -> SpeakerCLI:
         args: default: those of the process.
     """
     keep_large_blocks()
-    with one_line_errors("train.py", "--ckpt_path last goes on from the last checkpoint, where they are kept"):
+    again = "--ckpt_path last goes on from the last checkpoint, where they are kept"
+    with one_line_errors("train.py", again), guarded(args):
         try:
             return SpeakerCLI(
                 SpeakerModule,

@@ -14,6 +14,8 @@ from typing import Any, TypeVar
 from jsonargparse import ActionConfigFile, ArgumentParser  # type: ignore[attr-defined]
 from lightning_utilities.core.rank_zero import rank_zero_only
 
+from sec4sr_pl.imports import add_trusted, guarded
+
 Result = TypeVar("Result")
 
 TRACEBACK = "SEC4SR_TRACEBACK"
@@ -147,11 +149,12 @@ def command(
         resumes: whether the same command goes on where it was interrupted, or starts over.
         positional: arguments without a default are given by their order alone.
     """
-    with one_line_errors(prog, RESUMES if resumes else STARTS_OVER):
+    with one_line_errors(prog, RESUMES if resumes else STARTS_OVER), guarded(args):
         parser = ArgumentParser(prog=prog, description=description, exit_on_error=False)
         example = "" if configs is None else f", e.g. one of {configs}"
         parser.add_argument("--config", action=ActionConfigFile, help=f"a YAML file of arguments{example}")
         parser.add_function_arguments(function, as_positional=positional, fail_untyped=False, sub_configs=True)
+        add_trusted(parser)
         config = at_home(parser.parse_args(args))
         values = parser.instantiate(config).as_dict()
         values.pop("config", None)

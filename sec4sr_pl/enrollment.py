@@ -361,7 +361,6 @@ def make(
     seed: int = 0,
     max_seconds: float | None = None,
     device: str = "cpu",
-    trusted: Sequence[str] = ("sec4sr_pl",),
 ) -> Recognizer:
     """Make a recognizer that is ready for evaluate.py: speakers enrolled, threshold set, written to a checkpoint.
 
@@ -384,7 +383,6 @@ def make(
         max_seconds: of each utterance whose scores set the threshold, where tests are as short (`evaluate.py
             --max_seconds`); default: all of it. Models are made of whole utterances.
         device: cpu, cuda, ...
-        trusted: packages whose classes the checkpoint may name.
 
     Raises:
         ValueError: anything above that can't be used.
@@ -392,7 +390,7 @@ def make(
     if (recognizer is None) == (checkpoint is None):
         raise ValueError("Expected either a recognizer or a checkpoint")
     check_writable(output)
-    made = load_recognizer(checkpoint, trusted) if recognizer is None else recognizer  # type: ignore[arg-type]
+    made = load_recognizer(checkpoint) if recognizer is None else recognizer  # type: ignore[arg-type]
     if scorer is not None:
         scorer.trained_on = sorted({*made.scorer.trained_on, *scorer.trained_on})
     made = Recognizer(

@@ -65,7 +65,6 @@ def evaluate(
     devices: int = 1,
     num_nodes: int = 1,
     threads: int = 1,
-    trusted: Sequence[str] = ("sec4sr_pl",),
 ) -> Summary | None:
     """Attack the recognizer of a checkpoint on a data set.
 
@@ -93,7 +92,6 @@ def evaluate(
         devices: processes on each machine, one a device.
         num_nodes: number of machines.
         threads: of each process on a CPU; a part of the arithmetic, so compare tables of one value only.
-        trusted: packages whose classes the checkpoint may name.
 
     Returns:
         The summary on the first process, None on the others.
@@ -110,7 +108,7 @@ def evaluate(
     for name in WRITTEN:
         check_writable(Path(output, name))
     fabric = processes(accelerator, devices, num_nodes)
-    recognizer = load_recognizer(checkpoint, trusted)
+    recognizer = load_recognizer(checkpoint)
     if not recognizer.scorer.speakers:
         raise ValueError(
             f"Nobody is enrolled in {checkpoint}: make a recognizer that is ready with "

@@ -1,6 +1,7 @@
 """docs/models.md: its code runs on a model that is not ours, and its tables name what there is."""
 
 import re
+import shlex
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -8,10 +9,11 @@ from types import ModuleType
 from typing import Any
 
 import pytest
+import soundfile
 import torch
 from torch import Tensor
 
-from sec4sr_pl import backbones, normalization, scoring
+from sec4sr_pl import backbones, enrollment, evaluation, normalization, scoring
 from sec4sr_pl.attacks import PGD, AttackResult, Objective
 from sec4sr_pl.checkpoint import load_recognizer, save_recognizer
 from sec4sr_pl.scoring import EnrolledScorer, Scorer
@@ -73,10 +75,42 @@ def test_their_model_as_a_recognizer_minds_no_padding_is_saved_and_attacked(
     alone = torch.cat([recognizer(row[None, :end]) for row, end in zip(waveforms, lengths.tolist(), strict=True)])
     torch.testing.assert_close(scores, alone, rtol=1e-4, atol=1e-4)
     save_recognizer(recognizer, tmp_path / "theirs.ckpt")
-    loaded = load_recognizer(tmp_path / "theirs.ckpt", trusted=("sec4sr_pl", "theirs"))
+    loaded = load_recognizer(tmp_path / "theirs.ckpt", trusted=["theirs"])
     assert torch.equal(loaded(waveforms, lengths), scores)
     result = PGD(steps=3)(recognizer, waveforms, inputs["speakers"], lengths, Objective(0.5))
     assert torch.equal(recognizer.decide(recognizer(result.waveforms, lengths)) != inputs["speakers"], result.achieved)
+
+
+def test_the_pages_commands_enroll_and_attack_their_model(
+    inputs: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["theirs"])
+    code, _, made = (TEN_LINES.partition("features, network")[0] + RECOGNIZER).partition("recognizer = ")
+    Path("theirs.py").write_text(code)
+    save_recognizer(run(f"from theirs import *\nrecognizer = {made}", {})["recognizer"], "theirs.ckpt")
+    for split, speakers in (("enroll", "abc"), ("test", "abc"), ("others", "def")):
+        for speaker, row in zip(speakers, inputs["waveforms"], strict=True):
+            for number in range(2):
+                path = tmp_path / "voices" / split / speaker / f"{speaker}-{split}-{number}.wav"
+                path.parent.mkdir(parents=True, exist_ok=True)
+                soundfile.write(path, row[number * 400 : 4_800], 16_000)
+    splits = "--data.enroll_split enroll --data.test_split test --data.imposter_split others"
+    ours = f"--data Spk10 --data.root {tmp_path}/voices {splits}"
+    enroll, attack = (
+        shlex.split(line.replace("--data Spk10", ours))
+        for line in re.findall("^python .*--trusted.*$", PAGE, re.MULTILINE)
+    )
+    attacking = [*attack[2:], "--limit", "2", "--perceptual", "false"]
+    for main, flags in ((enrollment.main, enroll[3:]), (evaluation.main, attacking)):
+        monkeypatch.delitem(sys.modules, "theirs", raising=False)
+        with pytest.raises(SystemExit):
+            main([flag for flag in flags if flag not in ("--trusted", "theirs")])
+        assert "theirs.Theirs is not among what may be imported: add --trusted theirs" in capsys.readouterr().err
+        assert "theirs" not in sys.modules
+        main(flags)
+    assert Path("runs/theirs/pgd/summary.json").is_file()
 
 
 @pytest.mark.parametrize(

@@ -87,7 +87,6 @@ def train(
     num_workers: int = 0,
     device: str = "cpu",
     seed: int = 0,
-    trusted: Sequence[str] = ("sec4sr_pl",),
 ) -> Recognizer:
     """Train centering, LDA and PLDA for the embeddings of a trained recognizer; write it so, and as Kaldi texts.
 
@@ -107,7 +106,6 @@ def train(
         num_workers: processes that read ahead.
         device: cpu, cuda, ...
         seed: of the draws of randomized defenses.
-        trusted: packages whose classes the checkpoint may name.
 
     Raises:
         ValueError: anything above that can't be used.
@@ -115,7 +113,7 @@ def train(
     for name in MODELS:
         check_writable(output / name)
     data.prepare_data()
-    recognizer, utterances = load_recognizer(checkpoint, trusted).to(find_device(device)), data.dataset("train")
+    recognizer, utterances = load_recognizer(checkpoint).to(find_device(device)), data.dataset("train")
     speakers = [utterance.speaker for utterance in utterances.utterances]
     check_sizes(speakers, recognizer.backbone.embedding_size, lda_size, plda_iterations, shrinkage)  # type: ignore[arg-type]
     embeddings = embed(recognizer, utterances, batch_size, seed, num_workers, "embeddings")
