@@ -20,9 +20,10 @@ class Scorer(nn.Module):
         speakers: names in the order of the scores' columns, or how many there are.
 
     Raises:
-        ValueError: a name given twice.
+        ValueError: a name given twice, or more than `MOST`.
     """
 
+    MOST = 1_000_000
     speakers: tuple[str, ...]
     trained_on: Sequence[str] = ()
     """Names of those on whose speech the recognizer was trained, where they are known."""
@@ -33,6 +34,8 @@ class Scorer(nn.Module):
 
     def __init__(self, speakers: int | Sequence[str]) -> None:
         super().__init__()
+        if isinstance(speakers, int) and speakers > self.MOST:
+            raise ValueError(f"Expected at most {self.MOST:,} speakers, got {speakers}")
         names = tuple(str(index) for index in range(speakers)) if isinstance(speakers, int) else tuple(speakers)
         if len(set(names)) < len(names):
             raise ValueError(

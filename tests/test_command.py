@@ -39,7 +39,7 @@ def test_an_error_that_is_no_dump_is_what_it_was() -> None:
     [
         (f"{BACKBONE}.init_args.ubm=none.txt", "There is no file none.txt"),
         (f"{BACKBONE}.init_args.extractor=half.txt", "half.txt, line 3: expected <SigmaInv>, got the end of the file"),
-        (f"{BACKBONE}={HUB}", "hub/embedding_model.ckpt was refused"),
+        (f"{BACKBONE}={HUB}", "hub/embedding_model.ckpt is damaged"),
         (f"{FEATURES}.init_args.deltas=0", "IVector takes frames of 72 dimensions, but MFCC gives 24"),
         (f"--recognizer.init_args.scorer={NORMALIZED}", "Expected kind 'z', 't' or 's' and a top of at least 2"),
         (f"--scorer={NORMALIZED}", "Expected kind 'z', 't' or 's' and a top of at least 2"),

@@ -247,7 +247,7 @@ def test_means_of_frames_are_voiced_where_most_of_them_are(speech: Speech) -> No
     [
         (lambda: MFCC(31), r"from 1 to mels \(30\) coefficients, got 31"),
         (lambda: MFCC(mean_window=0), "at least 1 frame, got 0"),
-        (lambda: Delta(0), "order and window of at least 1, got 0 and 3"),
+        (lambda: Delta(0), "order from 1 to 10 and a window from 1 to 100, got 0 and 3"),
         (lambda: EnergyVAD(proportion=0.0), r"proportion in \(0, 1\] .* got 0.0"),
     ],
 )

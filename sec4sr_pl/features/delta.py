@@ -17,15 +17,15 @@ class Delta(nn.Module):
         window: frames to each side.
 
     Raises:
-        ValueError: an order or window below 1.
+        ValueError: an order or window below 1, or so large that no utterance has the frames.
 
     Source: Kaldi's add-deltas.
     """
 
     def __init__(self, order: int = 2, window: int = 3) -> None:
         super().__init__()
-        if order < 1 or window < 1:
-            raise ValueError(f"Expected order and window of at least 1, got {order} and {window}")
+        if not (1 <= order <= 10 and 1 <= window <= 100):
+            raise ValueError(f"Expected an order from 1 to 10 and a window from 1 to 100, got {order} and {window}")
         self.order, self.window, self.reach = order, window, order * window
         slope = torch.arange(-window, window + 1.0)
         slope = slope / slope.square().sum()

@@ -19,8 +19,9 @@ class FbankStage(MelStage):
     def __init__(self, mels: int, window: int, hop: int) -> None:
         super().__init__(mels, window, hop, n_fft=window)
         self.window = torch.hamming_window(window)
-        bins = torch.eye(window // 2 + 1).unsqueeze(0)  # the filters are what they make of each bin alone
-        self.filters = Filterbank(mels, log_mel=False, n_fft=window, sample_rate=SAMPLE_RATE)(bins)[0]
+        with torch.device("cpu"):
+            bins = torch.eye(window // 2 + 1).unsqueeze(0)  # the filters are what they make of each bin alone
+            self.filters = Filterbank(mels, log_mel=False, n_fft=window, sample_rate=SAMPLE_RATE)(bins)[0]
 
     def forward(self, waveforms: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
         """(batch, time) -> (batch, frames, mels) in dB; one frame a hop, zero past the valid frames."""

@@ -73,16 +73,20 @@ class MelStage(nn.Module):
     """
 
     TAIL = 2
+    LONGEST = 8_192
 
     def __init__(self, mels: int, window: int, hop: int, n_fft: int) -> None:
         super().__init__()
         if window > n_fft:
             raise ValueError(f"Expected a window of up to n_fft ({n_fft}) samples, got {window}")
+        if max(n_fft, mels) > self.LONGEST:
+            raise ValueError(f"Expected n_fft and mels of up to {self.LONGEST}, got {n_fft} and {mels}")
         self.hop, self.n_fft = hop, n_fft
         self.window: Tensor
         self.filters: Tensor
         self.register_buffer("window", torch.hann_window(window), persistent=False)
-        filters = melscale_fbanks(n_fft // 2 + 1, 0.0, SAMPLE_RATE / 2, mels, SAMPLE_RATE, "slaney", "slaney")
+        with torch.device("cpu"):  # they are computed from their values
+            filters = melscale_fbanks(n_fft // 2 + 1, 0.0, SAMPLE_RATE / 2, mels, SAMPLE_RATE, "slaney", "slaney")
         self.register_buffer("filters", filters, persistent=False)
 
     def minimum_input(self, frames: int) -> int:
