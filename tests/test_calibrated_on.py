@@ -17,7 +17,7 @@ from test_trials import halves as halves
 
 from sec4sr_pl.checkpoint import describe, load_recognizer, rebuild, save_recognizer
 from sec4sr_pl.data import SpeakerData, Spk10, VoxCeleb
-from sec4sr_pl.data.trials import read_list
+from sec4sr_pl.data.trial_lines import read_list
 from sec4sr_pl.enrollment import Task, enroll, enroll_first
 from sec4sr_pl.evaluation import evaluate
 from sec4sr_pl.normalization import Normalized

@@ -23,7 +23,8 @@ from sec4sr_pl.checkpoint import load_recognizer, save_recognizer
 from sec4sr_pl.data import SpeakerData, Spk10, Spk251, VoxCeleb, trial_list
 from sec4sr_pl.data.manifest import DataError, Utterance
 from sec4sr_pl.data.shards import convert
-from sec4sr_pl.data.trials import Trials, all_pairs, read_list
+from sec4sr_pl.data.trial_lines import read_list
+from sec4sr_pl.data.trials import Trials, all_pairs
 from sec4sr_pl.enrollment import enroll
 from sec4sr_pl.evaluation import evaluate
 from sec4sr_pl.features import Mel

@@ -135,7 +135,7 @@ def test_a_list_gives_its_trials_in_order_and_each_utterance_once(root: Path) ->
     ("text", "message"),
     [
         ("1 test/a.wav\n", "is '1 test/a.wav': expected 'label path path'"),
-        ("target a.wav b.wav\n", "is 'target a.wav b.wav'"),
+        ("yes a.wav b.wav\n", "is 'yes a.wav b.wav'"),
         ("", "holds no trial"),
         ("0 {0} {1}\n", "has 0 of the same among 1"),
         ("1 {0} {0}\n1 {1} {1}\n", "has 2 of the same among 2"),

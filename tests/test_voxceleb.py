@@ -12,7 +12,7 @@ from torch import Tensor
 from sec4sr_pl.data import LibriSpeech, SpeakerData, Spk251, VoxCeleb
 from sec4sr_pl.data.augment import RandomSpeed
 from sec4sr_pl.data.manifest import DataError
-from sec4sr_pl.data.trials import read_list
+from sec4sr_pl.data.trial_lines import read_list
 from sec4sr_pl.types import REJECT
 
 
@@ -97,7 +97,7 @@ def test_a_list_is_read_line_by_line(tmp_path: Path) -> None:
     ("text", "said"),
     [
         ("1 a.wav\n", "Line 1 of .* is '1 a.wav': expected 'label path path'"),
-        ("1 a.wav b.wav\ntarget a.wav b.wav\n", "Line 2 of .*label 0 or 1"),
+        ("1 a.wav b.wav\na.wav b.wav 1\n", "Line 2 of .*expected 'label path path'"),
         ("1 a.wav b.wav\n0 a.wav b.wav\n", "Line 2 of .*the other label"),
         ("\n", "holds no trial"),
     ],

@@ -17,13 +17,10 @@ from numpy.typing import NDArray
 
 from sec4sr_pl import audio
 from sec4sr_pl.audio import AudioError
+from sec4sr_pl.data.tree import OTHERS
 from sec4sr_pl.types import SAMPLE_RATE
 
-NAMES = (
-    "3gp aac ac3 aif aifc aiff amr ape au caf flac m4a m4b mka mkv mp2 mp3 mp4 nist oga ogg opus rf64 snd sph spx voc "
-    "w64 wav webm wma wv"
-)
-EXTENSIONS = tuple(f".{name}" for name in NAMES.split())
+EXTENSIONS = (*audio.EXTENSIONS, *OTHERS)
 """Of files that are taken for audio."""
 CONTAINERS = "aac,ac3,amr,amrnb,amrwb,ape,asf,caf,eac3,flac,matroska,mov,mp3,mpeg,nistsphere,ogg,tta,voc,w64,wav,wv"
 """What ffmpeg may take a file for: none of these is a list of other files."""

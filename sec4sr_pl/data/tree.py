@@ -9,8 +9,9 @@ from sec4sr_pl.audio import CONVERT, EXTENSIONS
 from sec4sr_pl.data.problems import Problems
 
 OTHERS = (
-    *(".aac", ".aif", ".aifc", ".aiff", ".amr", ".ape", ".au", ".caf", ".gsm", ".m4a", ".mka", ".mkv", ".mp2", ".mp3"),
-    *(".mp4", ".oga", ".ogg", ".opus", ".pcm", ".raw", ".snd", ".sph", ".spx", ".voc", ".w64", ".webm", ".wma", ".wv"),
+    *(".3gp", ".aac", ".ac3", ".aif", ".aifc", ".aiff", ".amr", ".ape", ".au", ".caf", ".gsm", ".m4a", ".m4b", ".mka"),
+    *(".mkv", ".mp2", ".mp3", ".mp4", ".nist", ".oga", ".ogg", ".opus", ".pcm", ".raw", ".rf64", ".snd", ".sph"),
+    *(".spx", ".voc", ".w64", ".webm", ".wma", ".wv"),
 )
 """Extensions of audio that is not read."""
 DEEPER = 2

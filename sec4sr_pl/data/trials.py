@@ -1,6 +1,5 @@
 """Verification trials: pairs of utterances, and whether one speaker said both."""
 
-import warnings
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path, PurePosixPath
@@ -11,7 +10,8 @@ from torch import Tensor
 
 from sec4sr_pl import audio
 from sec4sr_pl.data.manifest import DataError, Utterance, directory, mono
-from sec4sr_pl.files import read_text
+from sec4sr_pl.data.tree import OTHERS
+from sec4sr_pl.data.trial_lines import read_list
 from sec4sr_pl.types import SAMPLE_RATE
 
 
@@ -97,38 +97,6 @@ def distinct(utterances: Iterable[Utterance]) -> list[Utterance]:
     return found
 
 
-def read_list(path: Path) -> list[tuple[bool, str, str]]:
-    """The (label, enroll, test) of each line of a list in VoxCeleb's form, `label path path`.
-
-    A trial that stands twice is kept, for the figures of others count it twice, with a warning.
-
-    Args:
-        path: of lines with label 1 for the same speaker, 0 for two; empty lines do not count.
-
-    Raises:
-        DataError: no such file, no trial in it, a line in another form, or a pair with both labels.
-    """
-    if not path.is_file():
-        raise DataError(f"There is no trial list {path}: expected lines 'label path path'")
-    labels: dict[tuple[str, str], str] = {}
-    trials = []
-    for number, line in enumerate(read_text(path).splitlines(), 1):
-        fields = line.split()
-        if not fields:
-            continue
-        if len(fields) != 3 or fields[0] not in ("0", "1"):
-            raise DataError(f"Line {number} of {path} is '{line}': expected 'label path path' with label 0 or 1")
-        label, enroll, test = fields
-        if labels.setdefault((enroll, test), label) != label:
-            raise DataError(f"Line {number} of {path} gives '{enroll} {test}' the other label than before")
-        trials.append((label == "1", enroll, test))
-    if not trials:
-        raise DataError(f"{path} holds no trial: expected lines 'label path path'")
-    if len(labels) < len(trials):
-        warnings.warn(f"{len(trials) - len(labels)} of the {len(trials)} trials of {path} repeat another", stacklevel=2)
-    return trials
-
-
 def find_trials(path: Path, utterances: Iterable[Utterance]) -> Trials:
     """The trials of a list among utterances, which are known by the places of their files.
 
@@ -144,7 +112,7 @@ def find_trials(path: Path, utterances: Iterable[Utterance]) -> Trials:
     """
     trials = read_list(path)
     files = sorted({file for _, *pair in trials for file in pair})
-    places = {file: (*PurePosixPath(file).parent.parts, PurePosixPath(file).stem) for file in files}
+    places = {file: (*PurePosixPath(file).parent.parts, _stem(PurePosixPath(file))) for file in files}
     found = _by_place(utterances, {len(place) for place in places.values()})
     there = {file: found[place] for file, place in places.items() if place in found}
     if missing := [file for file in files if file not in there]:
@@ -166,11 +134,16 @@ def _by_place(utterances: Iterable[Utterance], depths: Iterable[int]) -> dict[tu
     """The utterances at each end of a path that has so many parts, without extensions."""
     found: dict[tuple[str, ...], list[Utterance]] = {}
     for utterance in utterances:
-        name = utterance.path.name if isinstance(utterance.path, Path) else PurePosixPath(utterance.path.name).name
-        parts = (*Path(directory(utterance)).absolute().parts, PurePosixPath(name).stem)
+        name = _stem(PurePosixPath(utterance.path.name))
+        parts = (*Path(directory(utterance)).absolute().parts, name)
         for depth in depths:
             found.setdefault(parts[-depth:], []).append(utterance)
     return found
+
+
+def _stem(path: PurePosixPath) -> str:
+    """The name of a file without its extension, if it has one: a dot in a name is none."""
+    return path.stem if path.suffix.lower() in (*audio.EXTENSIONS, *OTHERS) else path.name
 
 
 def read_trials(path: Path, root: Path, resample: bool = False) -> Trials:
@@ -178,7 +151,7 @@ def read_trials(path: Path, root: Path, resample: bool = False) -> Trials:
 
     Args:
         path: as in `read_list`.
-        root: where the list's paths begin.
+        root: where the list's paths begin; they may be without an extension.
         resample: accept other sample rates than 16 kHz.
 
     Raises:
@@ -187,7 +160,13 @@ def read_trials(path: Path, root: Path, resample: bool = False) -> Trials:
     """
     trials = read_list(path)
     files = sorted({file for _, *pair in trials for file in pair})
-    return _pair_up(trials, {file: _utterance(file, root / file, resample) for file in files}).check(path)
+    return _pair_up(trials, {file: _utterance(file, _find(root / file), resample) for file in files}).check(path)
+
+
+def _find(path: Path) -> Path:
+    """A file of this name or, where there is none, of this name and an extension."""
+    named = (path.with_name(path.name + extension) for extension in audio.EXTENSIONS)
+    return path if path.exists() else next((other for other in named if other.exists()), path)
 
 
 def _pair_up(trials: Sequence[tuple[bool, str, str]], files: Mapping[str, Utterance]) -> Trials:
