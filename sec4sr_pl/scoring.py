@@ -58,8 +58,10 @@ class ClosedSet(Scorer):
 
     def __init__(self, embedding_size: int, speakers: int | Sequence[str]) -> None:
         super().__init__(speakers)
-        if not self.speakers:
-            raise ValueError("Expected at least one speaker, got none")
+        if not self.speakers or embedding_size < 1:
+            raise ValueError(
+                f"Expected at least one speaker and one dimension, got {len(self.speakers)} and {embedding_size}"
+            )
         self.embedding_size, self.trained_on = embedding_size, self.speakers
         self.head = nn.Linear(embedding_size, len(self.speakers))
 
@@ -82,8 +84,8 @@ class CosineClosedSet(ClosedSet):
 
     def __init__(self, embedding_size: int, speakers: int | Sequence[str], scale: float = 30.0) -> None:
         super().__init__(embedding_size, speakers)
-        if not scale > 0:
-            raise ValueError(f"Expected a scale above 0, got {scale}")
+        if not 0.0 < scale < torch.inf:
+            raise ValueError(f"Expected a finite scale above 0, got {scale}")
         self.scale = scale
         self.head = nn.Linear(embedding_size, len(self.speakers), bias=False)
 
@@ -139,7 +141,7 @@ class EnrolledScorer(Scorer):
         Raises:
             ValueError: no utterance, not a name for each, or an embedding that is not finite.
         """
-        if embeddings.dim() != 2 or not len(embeddings) or len(speakers) != len(embeddings):
+        if embeddings.dim() != 2 or not embeddings.numel() or len(speakers) != len(embeddings):
             raise ValueError(
                 "Expected (utterances, embedding_size) embeddings and a speaker for each, "
                 f"got {tuple(embeddings.shape)} and {len(speakers)} speakers"

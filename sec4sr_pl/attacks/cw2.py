@@ -61,9 +61,9 @@ class CW2(Attack):
         draws: int = 1,
         source: GradientSource | None = None,
     ) -> None:
-        if not (math.isfinite(confidence) and learning_rate > 0.0 and 0.0 < initial_const <= LARGEST):
+        if not (math.isfinite(confidence) and 0.0 < learning_rate < math.inf and 0.0 < initial_const <= LARGEST):
             raise ValueError(
-                "Expected a finite confidence, learning_rate > 0 and initial_const in (0, 1e10], "
+                "Expected a finite confidence, a finite learning_rate > 0 and initial_const in (0, 1e10], "
                 f"got {confidence}, {learning_rate} and {initial_const}"
             )
         if steps < 1 or search_steps < 1 or draws < 1:

@@ -57,9 +57,9 @@ class FAKEBOB(Attack):
         draws: int = 1,
         queries: int | None = None,
     ) -> None:
-        if not (0.0 <= epsilon <= 2.0 and 0.0 <= momentum < 1.0 and 0.0 < smallest_step <= step_size):
+        if not (0.0 <= epsilon <= 2.0 and 0.0 <= momentum < 1.0 and 0.0 < smallest_step <= step_size < torch.inf):
             raise ValueError(
-                "Expected epsilon in [0, 2], momentum in [0, 1) and 0 < smallest_step <= step_size, "
+                "Expected epsilon in [0, 2], momentum in [0, 1) and 0 < smallest_step <= step_size < inf, "
                 f"got {epsilon}, {momentum}, {smallest_step} and {step_size}"
             )
         if steps < 1 or draws < 1:

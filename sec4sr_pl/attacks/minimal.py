@@ -56,9 +56,9 @@ class FMN(Attack):
             raise ValueError(f"Expected norm 'l2' or 'linf', got {norm!r}")
         if steps < 1 or draws < 1:
             raise ValueError(f"Expected steps >= 1 and draws >= 1, got {steps} and {draws}")
-        if not (math.isfinite(confidence) and step_size > 0.0 and 0.0 < rate < 1.0 and enough >= 0.0):
+        if not (math.isfinite(confidence) and 0.0 < step_size < math.inf and 0.0 < rate < 1.0 and enough >= 0.0):
             raise ValueError(
-                "Expected a finite confidence, step_size > 0, rate in (0, 1) and enough >= 0, "
+                "Expected a finite confidence, a finite step_size > 0, rate in (0, 1) and enough >= 0, "
                 f"got {confidence}, {step_size}, {rate} and {enough}"
             )
         self.norm, self.confidence, self.steps = norm, confidence, steps

@@ -53,8 +53,10 @@ class MIFGSM(PGD):
         radius: float = 1.5,
     ) -> None:
         super().__init__(epsilon, step_size, steps, restarts, draws, loss, source)
-        if not (momentum >= 0.0 and neighbors >= 0 and radius >= 0.0):
-            raise ValueError(f"Expected momentum, neighbors, radius >= 0, got {momentum}, {neighbors} and {radius}")
+        if not (0.0 <= momentum < torch.inf and neighbors >= 0 and 0.0 <= radius < torch.inf):
+            raise ValueError(
+                f"Expected finite momentum, neighbors, radius >= 0, got {momentum}, {neighbors} and {radius}"
+            )
         self.momentum, self.nesterov, self.neighbors, self.radius = momentum, nesterov, neighbors, radius
 
     @property

@@ -21,11 +21,21 @@ class Objective:
         threshold: the system's; -inf is a closed set.
         targeted: reach the label instead of leaving it.
         confidence: margin by which the goal must be exceeded for the loss to be negative.
+
+    Raises:
+        ValueError: a threshold of NaN, or a confidence that is not finite.
     """
 
     threshold: float = -math.inf
     targeted: bool = False
     confidence: float = 0.0
+
+    def __post_init__(self) -> None:
+        """Refuse what no score can be compared with."""
+        if math.isnan(self.threshold) or not math.isfinite(self.confidence):
+            raise ValueError(
+                f"Expected a threshold and a finite confidence, got {self.threshold} and {self.confidence}"
+            )
 
     def decisions(self, label: int, speakers: int) -> list[int]:
         """What can be decided on an utterance with this label."""
@@ -110,6 +120,7 @@ class Claim(Objective):
 
     def __post_init__(self) -> None:
         """Refuse to decide without a threshold."""
+        super().__post_init__()
         if self.threshold == -math.inf:
             raise ValueError("Expected a threshold, by which claims are decided, got -inf")
 

@@ -72,8 +72,10 @@ class NES(GradientSource):
         return "NES" + f"{self.samples}" * (self.samples != 50) + f"sigma{self.sigma:g}" * (self.sigma != 0.001)
 
     def __post_init__(self) -> None:
-        if self.samples < 2 or self.samples % 2 or not self.sigma > 0.0:
-            raise ValueError(f"Expected an even number of samples and sigma > 0, got {self.samples} and {self.sigma}")
+        if self.samples < 2 or self.samples % 2 or not 0.0 < self.sigma < torch.inf:
+            raise ValueError(
+                f"Expected an even number of samples and a finite sigma > 0, got {self.samples} and {self.sigma}"
+            )
 
     def __call__(
         self, score: Score, waveforms: Tensor, lengths: Tensor, loss: LossOfScores, generators: Generators

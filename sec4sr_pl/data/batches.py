@@ -18,7 +18,12 @@ def bounded(utterances: Sequence[Utterance], size: int, order: Iterable[int] | N
         utterances: whose lengths count.
         size: utterances of a batch of short ones.
         order: of the positions; None: as they are.
+
+    Raises:
+        ValueError: batches of nothing.
     """
+    if size < 1:
+        raise ValueError(f"Expected batches of at least 1 utterance, got {size}")
     batches: list[list[int]] = []
     batch: list[int] = []
     longest = 0

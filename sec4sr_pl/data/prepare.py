@@ -14,7 +14,7 @@ from sec4sr_pl import audio
 from sec4sr_pl.command import command
 from sec4sr_pl.data import foreign
 from sec4sr_pl.data.manifest import DataError
-from sec4sr_pl.files import FULL, whole
+from sec4sr_pl.files import FULL, check_writable, whole
 
 Outcome = tuple[Literal["converted", "there", "failed"], str]
 """What became of a file, and why."""
@@ -73,6 +73,7 @@ def prepare(source: Path, output: Path, mix: bool = False, workers: int = os.cpu
     """
     if workers < 0:
         raise DataError(f"Expected workers >= 0, got {workers}")
+    check_writable(output / "any.flac")
     if not source.is_dir():
         raise DataError(f"There is no folder {source}")
     here, there = source.resolve(), output.resolve()

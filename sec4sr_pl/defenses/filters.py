@@ -168,7 +168,7 @@ class Butterworth(Filter):
 
     def __init__(self, passband: Sequence[float], stopband: Sequence[float], ripple: float, attenuation: float) -> None:
         super().__init__()
-        if not 0.0 < ripple < attenuation:
+        if not 0.0 < ripple < attenuation < np.inf:
             raise ValueError(f"Expected 0 < ripple < attenuation in dB, got {ripple} and {attenuation}")
         self.ripple, self.attenuation = ripple, attenuation
         order, corners = buttord(passband, stopband, ripple, attenuation, fs=SAMPLE_RATE)

@@ -16,6 +16,8 @@ class LogMelStage(MelStage):
         super().__init__(mels, window, hop, n_fft)
         if window % 2:
             raise ValueError(f"Expected a window of an even number of samples, got {window}")
+        if not abs(pre_emphasis) <= 1.0:
+            raise ValueError(f"Expected pre_emphasis in [-1, 1], got {pre_emphasis}")
         self.pre_emphasis = pre_emphasis
 
     def minimum_input(self, frames: int) -> int:

@@ -1,5 +1,7 @@
 """The front end of GE2E."""
 
+import math
+
 from torch import Tensor, nn
 
 from sec4sr_pl.features.base import FrontEnd
@@ -16,6 +18,8 @@ class Loudness(nn.Module):
 
     def __init__(self, level: float) -> None:
         super().__init__()
+        if not -math.inf < level <= 0.0:
+            raise ValueError(f"Expected a level of at most 0 dB, got {level}")
         self.level = level
 
     def minimum_input(self, samples: int) -> int:

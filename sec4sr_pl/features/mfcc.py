@@ -25,6 +25,10 @@ class CepstraStage(nn.Module):
         super().__init__()
         if not 1 <= coefficients <= mels:
             raise ValueError(f"Expected from 1 to mels ({mels}) coefficients, got {coefficients}")
+        if not (0.0 <= low < high <= SAMPLE_RATE / 2 and 0.0 < lifter < torch.inf):
+            raise ValueError(
+                f"Expected 0 <= low < high <= {SAMPLE_RATE // 2} and lifter > 0, got {low}, {high} and {lifter}"
+            )
         self.window: Tensor
         self.filters: Tensor
         self.cosines: Tensor

@@ -77,10 +77,12 @@ class MelStage(nn.Module):
 
     def __init__(self, mels: int, window: int, hop: int, n_fft: int) -> None:
         super().__init__()
-        if window > n_fft:
+        if not 1 <= window <= n_fft:
             raise ValueError(f"Expected a window of up to n_fft ({n_fft}) samples, got {window}")
         if max(n_fft, mels) > self.LONGEST:
             raise ValueError(f"Expected n_fft and mels of up to {self.LONGEST}, got {n_fft} and {mels}")
+        if mels < 1 or hop < 1:
+            raise ValueError(f"Expected mels and hop >= 1, got {mels} and {hop}")
         self.hop, self.n_fft = hop, n_fft
         self.window: Tensor
         self.filters: Tensor

@@ -1,5 +1,7 @@
 """Which frames are voiced, and those alone."""
 
+import math
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
@@ -34,8 +36,12 @@ class EnergyVAD(nn.Module):
         fewest: int = 32,
     ) -> None:
         super().__init__()
-        if not 0.0 < proportion <= 1.0 or context < 0:
-            raise ValueError(f"Expected proportion in (0, 1] and context >= 0, got {proportion} and {context}")
+        if not 0.0 < proportion <= 1.0 or context < 0 or fewest < 0:
+            raise ValueError(
+                f"Expected proportion in (0, 1] and context, fewest >= 0, got {proportion}, {context} and {fewest}"
+            )
+        if not (math.isfinite(threshold) and math.isfinite(mean_scale)):
+            raise ValueError(f"Expected a finite threshold and mean_scale, got {threshold} and {mean_scale}")
         self.threshold, self.mean_scale, self.context = threshold, mean_scale, context
         self.proportion, self.fewest = proportion, fewest
 

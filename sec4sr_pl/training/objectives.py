@@ -75,8 +75,8 @@ class Standard(TrainingObjective):
 
     def __init__(self, noise: float = 0.002, label_smoothing: float = 0.0, margin: Margin | None = None) -> None:
         super().__init__(label_smoothing, margin)
-        if noise < 0:
-            raise ValueError(f"Expected noise >= 0, got {noise}")
+        if not 0.0 <= noise <= 1.0:
+            raise ValueError(f"Expected noise in [0, 1], got {noise}")
         self.noise = noise
 
     def __call__(self, recognizer: Recognizer, batch: Batch, keys: Sequence[int]) -> Step:
@@ -161,8 +161,8 @@ class AWP(AdversarialTraining):
         margin: Margin | None = None,
     ) -> None:
         super().__init__(attack, fraction, label_smoothing, margin)
-        if radius < 0:
-            raise ValueError(f"Expected radius >= 0, got {radius}")
+        if not 0.0 <= radius < torch.inf:
+            raise ValueError(f"Expected a finite radius >= 0, got {radius}")
         self.radius = radius
 
     def scores(self, recognizer: Recognizer, waveforms: Tensor, speakers: Tensor, seed: int) -> Tensor:
