@@ -85,6 +85,7 @@ def terminable() -> Iterator[None]:
         if os.getpid() != process:  # a worker that was forked
             os._exit(128 + signal.SIGTERM)
         signal.signal(signal.SIGTERM, signal.SIG_IGN)  # a launcher sends one more when one of its processes is through
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # torch would tell of each worker that it ended too
         received.append(Terminated())
         raise received[0]
 

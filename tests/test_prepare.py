@@ -237,6 +237,7 @@ def test_an_ffmpeg_that_never_ends_is_stopped(
 ) -> None:
     write_script(output.parent / "bin" / "ffmpeg", "exec /bin/sleep 60")
     monkeypatch.setenv("PATH", str(output.parent / "bin"))
+    monkeypatch.delenv("SEC4SR_BARE", raising=False)
     monkeypatch.setattr(foreign, "SECONDS", 0.1)
     (source / "x.m4a").write_bytes(b"\0\0\0\x20ftypM4A ")
     with pytest.raises(DataError, match="1 of 1 files"):
@@ -251,17 +252,22 @@ def write_script(path: Path, line: str) -> None:
 
 
 @pytest.mark.slow
-def test_a_killed_command_goes_on(source: Path, output: Path) -> None:
-    for index in range(300):
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGKILL, -9), (signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_a_killed_command_goes_on(number: int, status: int, source: Path, output: Path) -> None:
+    for index in range(100):
         write(source / "s" / f"{index}.wav")
     command = [sys.executable, "-m", "sec4sr_pl.data.prepare", source, output, "--workers=2"]
-    process = subprocess.Popen(command, stderr=subprocess.DEVNULL, start_new_session=True)
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, start_new_session=True)
     while len(list(output.glob("s/*.flac"))) < 9:
         time.sleep(0.01)
-    os.killpg(process.pid, signal.SIGKILL)
-    process.wait()
+    os.killpg(process.pid, number)
+    told = process.communicate()[1].splitlines()
+    assert process.returncode == status
+    if status > 0:
+        assert told[-1] == "python -m sec4sr_pl.data.prepare: interrupted; the same command goes on with what is there"
+        assert not list(output.rglob(".*"))
     made = {path.name: path.stat().st_mtime_ns for path in output.glob("s/*.flac")}
-    assert len(made) < 300
+    assert len(made) < 100
     prepare(source, output, workers=0)
     prepare(source, whole := output.with_name("whole"), workers=0)
     assert {name: content for name, content in files(output).items() if ".partial" not in name} == files(whole)

@@ -2,7 +2,6 @@
 
 import os
 import re
-import shutil
 import subprocess
 import tempfile
 from collections.abc import Iterator
@@ -15,7 +14,7 @@ import soundfile
 import torch
 from numpy.typing import NDArray
 
-from sec4sr_pl import audio
+from sec4sr_pl import audio, system
 from sec4sr_pl.audio import AudioError
 from sec4sr_pl.data.tree import OTHERS
 from sec4sr_pl.types import SAMPLE_RATE
@@ -137,7 +136,7 @@ def _decoded(path: Path, reason: str) -> Iterator[Path]:
 
 def find_ffmpeg() -> str | None:
     """The command ffmpeg, of the system or of the package imageio-ffmpeg."""
-    if found := shutil.which("ffmpeg"):
+    if found := system.command("ffmpeg"):
         return found
     try:
         import imageio_ffmpeg
