@@ -149,14 +149,15 @@ def read_rows(path: Path) -> list[list[str]]:
 
 
 def inside(folder: Path, name: str | PurePath) -> Path:
-    """The path of a relative name in a folder.
+    """The path of a name in a folder.
 
     Raises:
         ValueError: a name that may lead out of it.
     """
-    if PurePath(name).is_absolute() or ".." in PurePath(name).parts or "\0" in str(name):
+    path = folder / name
+    if not path.is_relative_to(folder) or ".." in PurePath(name).parts or "\0" in str(name):
         raise ValueError(f"Expected the name of something inside {folder}, got '{name}'")
-    return folder / name
+    return path
 
 
 def filename(name: str) -> str:

@@ -123,6 +123,15 @@ def archive(*urls: str, data: bytes = DATA, name: str = "a.tar.gz") -> Archive:
     return Archive(name, urls, len(data), hashlib.md5(data).hexdigest())
 
 
+def test_a_link_at_the_name_of_a_part_is_not_followed(server: Server, tmp_path: Path) -> None:
+    (tmp_path / "outside").write_text("as it was")
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "folder" / "a.tar.gz.part").symlink_to(tmp_path / "outside")
+    with pytest.raises(DataError, match="Expected a file or a free name, got a symbolic link"):
+        fetch(archive(server.url()), tmp_path / "folder")
+    assert (tmp_path / "outside").read_text() == "as it was"
+
+
 def check(path: Path, folder: Path) -> None:
     """The file is whole, and nothing else is there."""
     assert path == folder / "a.tar.gz" and path.read_bytes() == DATA

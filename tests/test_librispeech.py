@@ -241,6 +241,14 @@ def interrupt_after(files: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Path, "write_bytes", impatient)
 
 
+def test_a_link_where_the_set_is_being_made_is_not_followed(tmp_path: Path) -> None:
+    (tmp_path / "outside").mkdir()
+    (tmp_path / ".mini.part").symlink_to(tmp_path / "outside")
+    with pytest.raises(DataError, match=r"\.mini\.part is a link"):
+        mini(tmp_path / "mini", tmp_path)
+    assert not [*(tmp_path / "outside").iterdir()]
+
+
 def test_another_data_set_in_the_folder_is_refused_and_left_alone(small: Small) -> None:
     stranger = small.folder / "Spk251_train" / "19" / "19-1-0000.wav"
     stranger.parent.mkdir(parents=True)

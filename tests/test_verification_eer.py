@@ -149,6 +149,14 @@ def test_a_list_in_another_form_or_of_one_kind_is_refused(text: str, message: st
     assert message in str(stop.value)
 
 
+@pytest.mark.parametrize("outside", ["../outside.wav", "/outside.wav"])
+def test_files_outside_the_root_are_not_read(outside: str, root: Path, tmp_path: Path) -> None:
+    inside = sorted(path.relative_to(root) for path in (root / "test").glob("*/*"))[0]
+    (tmp_path / "list.txt").write_text(f"1 {inside} {outside}\n0 {inside} {root / inside}\n")
+    with pytest.raises(ValueError, match=f"inside {root}, got '{outside}'"):
+        read_trials(tmp_path / "list.txt", root)
+
+
 def test_files_that_are_not_there_are_named(root: Path, tmp_path: Path) -> None:
     (tmp_path / "list.txt").write_text("1 no.wav no.wav\n")
     with pytest.raises(audio.AudioError, match=r"no\.wav does not exist"):

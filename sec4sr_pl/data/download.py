@@ -26,6 +26,7 @@ from rich.console import Console
 
 from sec4sr_pl.command import at_home, one_line_errors
 from sec4sr_pl.data.manifest import DataError
+from sec4sr_pl.files import refuse_others
 
 TRIES = 6
 """Failures in a row, without a byte gained, after which a download is given up."""
@@ -97,6 +98,7 @@ def fetch(archive: Archive, folder: Path) -> Path:
         return path
     try:
         folder.mkdir(parents=True, exist_ok=True)
+        refuse_others(part)
         _download(archive, part)
         if (came := md5(part)) == archive.md5:
             return part.replace(path)

@@ -226,6 +226,8 @@ def _refuse(strangers: set[Path]) -> None:
 def _construction(folder: Path) -> Iterator[Path]:
     """Where to write what `folder` lacks: a hidden folder, kept for a next try, renamed when all is well."""
     place = folder if folder.is_dir() else folder.with_name(f".{folder.name}.part")
+    if place != folder and place.is_symlink():
+        raise DataError(f"{place} is a link, expected a folder of an earlier try or nothing: remove it")
     place.mkdir(parents=True, exist_ok=True)
     yield place
     if place != folder:

@@ -12,6 +12,7 @@ from sec4sr_pl import audio
 from sec4sr_pl.data.manifest import DataError, Utterance, directory, mono
 from sec4sr_pl.data.tree import OTHERS
 from sec4sr_pl.data.trial_lines import read_list
+from sec4sr_pl.files import inside
 from sec4sr_pl.types import SAMPLE_RATE
 
 
@@ -157,10 +158,12 @@ def read_trials(path: Path, root: Path, resample: bool = False) -> Trials:
     Raises:
         DataError: as `read_list`, trials of one kind only, or a file of another sample rate.
         AudioError: a file that is not there, not audio, or not mono.
+        ValueError: a file outside the root.
     """
     trials = read_list(path)
     files = sorted({file for _, *pair in trials for file in pair})
-    return _pair_up(trials, {file: _utterance(file, _find(root / file), resample) for file in files}).check(path)
+    found = {file: _utterance(file, _find(inside(root, file)), resample) for file in files}
+    return _pair_up(trials, found).check(path)
 
 
 def _find(path: Path) -> Path:
