@@ -16,7 +16,7 @@ from torch.utils.data import DataLoader, Dataset, DistributedSampler
 from sec4sr_pl import audio
 from sec4sr_pl.data.augment import FromFolder
 from sec4sr_pl.data.batches import bounded
-from sec4sr_pl.data.manifest import Utterance, find_root, join, label, scan, split_development, to_samples
+from sec4sr_pl.data.manifest import Utterance, find_root, join, label, scan, split_development, tell_short, to_samples
 from sec4sr_pl.data.problems import DataError, Problems
 from sec4sr_pl.data.tree import parse
 from sec4sr_pl.data.trials import Trials, find_trials
@@ -355,14 +355,7 @@ class SpeakerData(LightningDataModule):
         for utterance in self.utterances("train"):
             if utterance.frames < minimum:
                 problems.note(utterance.path, f"has {utterance.frames} samples: its crops repeat them", "repeated")
-        for utterance in self.utterances("development"):
-            if utterance.frames < minimum:
-                problems.fault(
-                    utterance.path,
-                    f"has {utterance.frames} samples, this recognizer needs at least {minimum}: leave it out, join it "
-                    "with another, or set a longer --data.development_seconds",
-                    "short",
-                )
+        tell_short(self.utterances("development"), minimum, problems)
         self.locate_sounds(problems)
 
     def locate_sounds(self, problems: Problems | None = None) -> None:
@@ -372,10 +365,14 @@ class SpeakerData(LightningDataModule):
             DataError: without `problems` to tell, a folder that is missing, empty, or holds files that can't be used.
         """
         told = Problems()
-        for module in chain.from_iterable(augmentation.modules() for augmentation in self.augmentations):
-            if isinstance(module, FromFolder):
-                module.locate(self.root, self.resample, told)
+        for module in self.from_folders():
+            module.locate(self.root, self.resample, told)
         told.pass_to(problems)
+
+    def from_folders(self) -> list[FromFolder]:
+        """The augmentations, and parts of them, that take sounds from folders."""
+        modules = chain.from_iterable(augmentation.modules() for augmentation in self.augmentations)
+        return [module for module in modules if isinstance(module, FromFolder)]
 
     @property
     def held_out(self) -> list[str]:

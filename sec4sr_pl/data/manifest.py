@@ -317,6 +317,18 @@ def shortened(utterances: Iterable[Utterance], max_seconds: float | None) -> lis
     return [utterance._replace(frames=min(utterance.frames, most)) for utterance in utterances]
 
 
+def tell_short(utterances: Iterable[Utterance], least: int, problems: Problems) -> None:
+    """Tell of utterances of fewer samples than a recognizer can score."""
+    for utterance in utterances:
+        if utterance.frames < least:
+            problems.fault(
+                utterance.path,
+                f"has {utterance.frames} samples, this recognizer needs at least {least}: leave it out, join it with "
+                "another, or, where it is held out of one, set a longer --data.development_seconds",
+                "short",
+            )
+
+
 def check_lengths(utterances: Iterable[Utterance], least: int) -> None:
     """Refuse utterances that a recognizer can't score, before any is read.
 

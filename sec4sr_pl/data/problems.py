@@ -6,7 +6,7 @@ from pathlib import Path
 
 from sec4sr_pl.audio import AudioError, Member
 
-SHOWN = 10
+SHOWN = 8
 """Kinds that a message tells, of which each has one example."""
 
 
@@ -40,6 +40,10 @@ class Problems:
         """A file that can't be read; those that differ in figures alone are of one kind."""
         what = str(error).removeprefix(f"{place} ")
         self.fault(place, what, re.sub(r"\d+", "#", what))
+
+    def stop(self, error: DataError) -> None:
+        """A place that could not be looked at."""
+        self.faults[str(error)] = {str(error): str(error)}
 
     def add(self, others: "Problems") -> None:
         """Take over what was found elsewhere."""

@@ -6,14 +6,9 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path, PurePath
 
 from sec4sr_pl.audio import CONVERT, EXTENSIONS
+from sec4sr_pl.data import foreign
 from sec4sr_pl.data.problems import Problems
 
-OTHERS = (
-    *(".3gp", ".aac", ".ac3", ".aif", ".aifc", ".aiff", ".amr", ".ape", ".au", ".caf", ".gsm", ".m4a", ".m4b", ".mka"),
-    *(".mkv", ".mp2", ".mp3", ".mp4", ".nist", ".oga", ".ogg", ".opus", ".pcm", ".raw", ".rf64", ".snd", ".sph"),
-    *(".spx", ".voc", ".w64", ".webm", ".wma", ".wv"),
-)
-"""Extensions of audio that is not read."""
 DEEPER = 2
 """Folders below those of the utterances in which files are counted that are left out."""
 ANY_DEPTH = 20
@@ -91,7 +86,7 @@ def audio_below(folder: Path, depth: int = ANY_DEPTH) -> Iterator[Path]:
         if entry.is_dir():
             if depth and not (entry.is_symlink() and folder.resolve().is_relative_to(path.resolve())):
                 yield from audio_below(path, depth - 1)
-        elif is_read(path) or path.suffix.lower() in OTHERS:
+        elif is_read(path) or path.suffix.lower() in foreign.EXTENSIONS:
             yield path
 
 
