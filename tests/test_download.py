@@ -509,7 +509,7 @@ def test_the_command_downloads_checks_and_unpacks(
     root = tmp_path / "data"
     main(["Spk10_enroll", "Spk10_test", "--root", str(root)])
     assert server.paths == ["/Spk10_enroll", "/Spk10_test"]
-    assert [list_files(root, name) for name in ("Spk10_enroll", "Spk10_test")] == [
+    assert [[Path(path) for path in list_files(root, name)] for name in ("Spk10_enroll", "Spk10_test")] == [
         [root / "Spk10_enroll" / "s" / "u.wav"],
         [root / "Spk10_test" / "s" / "u.wav"],
     ]

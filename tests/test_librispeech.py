@@ -314,7 +314,7 @@ def test_the_first_90_percent_of_each_speakers_sorted_utterances_are_for_trainin
         own = sorted(name for name in spoken if name.startswith(f"{speaker}-"))
         parts = [sorted(name for name in part if name.startswith(f"{speaker}-")) for part in (train, test)]
         assert (len(parts[0]), len(parts[1])) == size and parts[0] + parts[1] == own
-    for path in list_files(tmp_path / "data", "Spk251_test"):
+    for path in map(Path, list_files(tmp_path / "data", "Spk251_test")):
         assert path.parent.name == path.stem.split("-")[0]
     assert sorted(os.listdir(tmp_path / "data")) == ["Spk251_test", "Spk251_train"]
 

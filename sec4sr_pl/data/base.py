@@ -266,6 +266,7 @@ class SpeakerData(LightningDataModule):
         self.trial_splits = list(trial_splits) or [test_split]
         self._speakers: tuple[str, ...] | None = None
         self._problems: Problems | None = None
+        self._seen: dict[str, list[Utterance]] = {}
         self._loader: ResumableLoader | None = None
         self._position: dict[str, int] | None = None
 
@@ -318,16 +319,22 @@ class SpeakerData(LightningDataModule):
         Raises:
             DataError: no such folder, or files that can't be used.
         """
-        return scan(self.root, split, self.resample, self.folders, self._problems)
+        if split not in self._seen:
+            found = scan(self.root, split, self.resample, self.folders, self._problems)
+            if self._problems is None:
+                return found
+            self._seen[split] = found
+        return self._seen[split]
 
     @contextmanager
     def collected(self) -> Iterator[Problems]:
-        """What is wrong with files that are looked at in the block, instead of an error at the first split."""
+        """What is wrong with files looked at in the block, each split once, instead of an error at the first."""
         self._problems = Problems()
         try:
             yield self._problems
         finally:
             self._problems = None
+            self._seen.clear()
 
     def setup(self, stage: str) -> None:
         """Look at the headers of all that a training reads, before it begins; called by the trainer.

@@ -17,7 +17,7 @@ Stamp = tuple[str, int, int]
 """A file's path in its folder, bytes, and time of change in nanoseconds: what tells that it is still the same."""
 
 
-def usable(folder: Path, files: Sequence[Path], resample: bool, problems: Problems) -> dict[Path, audio.AudioInfo]:
+def usable(folder: Path, files: Sequence[str], resample: bool, problems: Problems) -> dict[str, audio.AudioInfo]:
     """The headers of the files that can be read as 16 kHz mono, in their order.
 
     Args:
@@ -35,7 +35,7 @@ def usable(folder: Path, files: Sequence[Path], resample: bool, problems: Proble
     return found
 
 
-def fits(path: Path | audio.Member, rate: int, resample: bool, problems: Problems) -> bool:
+def fits(path: str | Path | audio.Member, rate: int, resample: bool, problems: Problems) -> bool:
     """Whether a file has a sample rate that can be used; problems are told if not."""
     if rate == SAMPLE_RATE or resample:
         return True
@@ -47,22 +47,22 @@ def fits(path: Path | audio.Member, rate: int, resample: bool, problems: Problem
     return False
 
 
-def headers(folder: Path, files: Sequence[Path], problems: Problems) -> dict[Path, audio.AudioInfo]:
+def headers(folder: Path, files: Sequence[str], problems: Problems) -> dict[str, audio.AudioInfo]:
     """The headers of the files that have one; only new and changed files are opened."""
     place = hashlib.blake2b(os.fsencode(folder.absolute()), digest_size=8).hexdigest()
     cache = Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")).expanduser() / "sec4sr_pl" / f"{place}.csv"
     known = _read(cache, len(files))
-    found: dict[Path, audio.AudioInfo] = {}
+    found: dict[str, audio.AudioInfo] = {}
     kept: dict[Stamp, audio.AudioInfo] = {}
     for path in files:
         try:
-            str(path).encode()
-            stamp = _stamp(path, folder)
-            found[path] = kept[stamp] = known.get(stamp) or audio.info(path)
+            path.encode()
+            stamp = _stamp(path, len(str(folder)))
+            found[path] = kept[stamp] = known.get(stamp) or audio.info(Path(path))
         except audio.AudioError as error:
             problems.unreadable(path, error)
         except UnicodeEncodeError:
-            shown = Path(os.fsencode(path).decode(errors="replace"))
+            shown = os.fsencode(path).decode(errors="replace")
             problems.fault(shown, "has a name that is not UTF-8: rename it", "name")
     if kept != known:
         with suppress(OSError):  # a read-only home only costs the next look
@@ -70,13 +70,13 @@ def headers(folder: Path, files: Sequence[Path], problems: Problems) -> dict[Pat
     return found
 
 
-def _stamp(path: Path, folder: Path) -> Stamp:
+def _stamp(path: str, folder: int) -> Stamp:
     try:
-        stat = path.stat()
+        found = os.stat(path)
     except OSError:
-        audio.info(path)  # says what is wrong
+        audio.info(Path(path))  # says what is wrong
         raise
-    return str(path.relative_to(folder)), stat.st_size, stat.st_mtime_ns
+    return path[folder:], found.st_size, found.st_mtime_ns
 
 
 def _read(cache: Path, files: int) -> dict[Stamp, audio.AudioInfo]:

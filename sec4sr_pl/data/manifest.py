@@ -66,7 +66,7 @@ def to_samples(seconds: float, name: str, least: float = 1 / SAMPLE_RATE) -> int
     return round(seconds * SAMPLE_RATE)
 
 
-def list_files(root: Path, split: str, folders: str = "speaker", problems: Problems | None = None) -> list[Path]:
+def list_files(root: Path, split: str, folders: str = "speaker", problems: Problems | None = None) -> list[str]:
     """The audio files of `<root>/<split>/<speaker>/<utterance>.<wav|flac>`, sorted as strings.
 
     Args:
@@ -119,7 +119,7 @@ def scan(
         ids = tree.name_utterances(files, names, told)
         place = names.index("speaker") - len(names) - 1
         utterances = [
-            _whole(path, header, ids[path], path.parts[place])
+            _whole(path, header, ids[path], path.split(os.sep)[place])
             for path, header in usable(root / split, files, resample, told).items()
         ]
     told.pass_to(problems)
@@ -134,17 +134,17 @@ def find_sounds(folder: Path, resample: bool, problems: Problems) -> list[Uttera
         resample: accept other sample rates than 16 kHz.
         problems: are told of the other files, and of a folder without any.
     """
-    files = [path for path in tree.audio_below(folder) if tree.is_read(path)] if folder.is_dir() else []
+    files = [path for path in tree.audio_below(str(folder)) if tree.is_read(path)] if folder.is_dir() else []
     if not files:
         problems.fault(folder, "is no folder with wav or flac files: expected some, 16 kHz mono")
     return [
-        _whole(path, header, path.relative_to(folder).as_posix(), "")
+        _whole(path, header, path[len(str(folder)) + 1 :], "")
         for path, header in usable(folder, files, resample, problems).items()
     ]
 
 
-def _whole(path: Path, header: audio.AudioInfo, name: str, speaker: str) -> Utterance:
-    return Utterance(name, speaker, path, 0, audio.samples_at_16_khz(header.frames, header.rate), header.rate)
+def _whole(path: str, header: audio.AudioInfo, name: str, speaker: str) -> Utterance:
+    return Utterance(name, speaker, Path(path), 0, audio.samples_at_16_khz(header.frames, header.rate), header.rate)
 
 
 def read_index(folder: Path, problems: Problems) -> list[Utterance]:

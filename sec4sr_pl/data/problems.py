@@ -22,7 +22,7 @@ class Problems:
         """Kind -> place -> sentence."""
         self.notes: dict[str, dict[str, str]] = {}
 
-    def fault(self, place: Path | Member, what: str, kind: str | None = None) -> None:
+    def fault(self, place: str | Path | Member, what: str, kind: str | None = None) -> None:
         """Something can't be used.
 
         Args:
@@ -32,11 +32,11 @@ class Problems:
         """
         self.faults.setdefault(what if kind is None else kind, {})[str(place)] = f"{place} {what}"
 
-    def note(self, place: Path | Member, what: str, kind: str | None = None) -> None:
+    def note(self, place: str | Path | Member, what: str, kind: str | None = None) -> None:
         """Something is left out or looks wrong; arguments as of `fault`."""
         self.notes.setdefault(what if kind is None else kind, {})[str(place)] = f"{place} {what}"
 
-    def unreadable(self, place: Path | Member, error: AudioError) -> None:
+    def unreadable(self, place: str | Path | Member, error: AudioError) -> None:
         """A file that can't be read; those that differ in figures alone are of one kind."""
         what = str(error).removeprefix(f"{place} ")
         self.fault(place, what, re.sub(r"\d+", "#", what))

@@ -3,12 +3,18 @@
 import os
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from pathlib import Path, PurePath
+from operator import attrgetter
+from pathlib import Path
 
 from sec4sr_pl.audio import CONVERT, EXTENSIONS
-from sec4sr_pl.data import foreign
 from sec4sr_pl.data.problems import Problems
 
+OTHERS = (
+    *(".3gp", ".aac", ".ac3", ".aif", ".aifc", ".aiff", ".amr", ".ape", ".au", ".caf", ".gsm", ".m4a", ".m4b", ".mka"),
+    *(".mkv", ".mp2", ".mp3", ".mp4", ".nist", ".oga", ".ogg", ".opus", ".pcm", ".raw", ".rf64", ".snd", ".sph"),
+    *(".spx", ".voc", ".w64", ".webm", ".wma", ".wv"),
+)
+"""Extensions of audio that is not read."""
 DEEPER = 2
 """Folders below those of the utterances in which files are counted that are left out."""
 ANY_DEPTH = 20
@@ -29,32 +35,38 @@ def parse(folders: str) -> tuple[str, ...]:
     return names
 
 
-def list_files(folder: Path, folders: Sequence[str], problems: Problems) -> list[Path]:
+def list_files(folder: Path, folders: Sequence[str], problems: Problems) -> list[str]:
     """The audio files of a split, sorted as strings.
+
+    Paths are texts here, of which a million are made in seconds.
 
     Args:
         folder: of the split.
         folders: as of `parse`.
-        problems: are told of speakers without a file, of names that can't be written down, and of what is left out.
+        problems: are told of speakers without a file, and of what is left out.
     """
-    depth, level = len(folder.parts) + len(folders) + 1, folders.index("speaker") + 1
-    files: list[Path] = []
-    left: list[Path] = []
-    speakers = [folder]
+    depth, level = str(folder).count(os.sep) + len(folders) + 1, folders.index("speaker") + 1
+    files: list[str] = []
+    left: list[str] = []
+    sessions = 0
+    speakers = [str(folder)]
     for _ in range(level):
         left += [path for place in speakers for path in audio_below(place, 0)]
         speakers = [inner for place in speakers for inner in _folders(place, problems)]
     for speaker in speakers:
-        there = list(audio_below(speaker, len(folders) - level + DEEPER))
-        own = [path for path in there if len(path.parts) == depth and is_read(path)]
-        files += own
+        own: list[str] = []
+        others: list[str] = []
+        for path in audio_below(speaker, len(folders) - level + DEEPER):
+            (own if is_read(path) and path.count(os.sep) == depth else others).append(path)
         if own:
-            left += [path for path in there if len(path.parts) != depth or not is_read(path)]
+            files += own
+            left += others
+            sessions += len({os.path.dirname(path) for path in own}) if len(folders) > level else 0
         else:
-            problems.fault(speaker, *_without_files(there))
+            problems.fault(speaker, *_without_files(others))
     tree = "/".join(f"<{name}>" for name in (*folders, "utterance"))
     if left:
-        places = len({path.parent for path in left})
+        places = len({os.path.dirname(path) for path in left})
         problems.note(
             folder,
             f"holds audio that is left out, {_counted(left)} in {places} folders (first {left[0]}): expected "
@@ -62,8 +74,8 @@ def list_files(folder: Path, folders: Sequence[str], problems: Problems) -> list
         )
     if not speakers or not (files or problems.faults):
         problems.fault(folder, f"holds no {tree}.wav or .flac")
-    if len(folders) > level and 1 < len(speakers) < (sessions := len({path.parent for path in files})) ** 0.5:
-        names = ", ".join(speaker.name for speaker in speakers[:3])
+    if 1 < len(speakers) < sessions**0.5:
+        names = ", ".join(os.path.basename(speaker) for speaker in speakers[:3])
         problems.note(
             folder,
             f"was read as {len(speakers)} speakers ({names}, ...) with {sessions} folders: if these are the speakers, "
@@ -72,34 +84,33 @@ def list_files(folder: Path, folders: Sequence[str], problems: Problems) -> list
     return files
 
 
-def is_read(path: PurePath) -> bool:
+def is_read(path: str) -> bool:
     """Whether a file is called as those that are read."""
-    return path.suffix.lower() in EXTENSIONS
+    return path.lower().endswith(EXTENSIONS)
 
 
-def audio_below(folder: Path, depth: int = ANY_DEPTH) -> Iterator[Path]:
+def audio_below(folder: str, depth: int = ANY_DEPTH) -> Iterator[str]:
     """Files called like audio of any kind, sorted as strings, at most so many folders deep; a link back ends there."""
-    for entry in sorted(os.scandir(folder), key=lambda entry: entry.name):
-        path = folder / entry.name
+    for entry in sorted(os.scandir(folder), key=attrgetter("name")):
         if entry.name.startswith("."):
             continue
         if entry.is_dir():
-            if depth and not (entry.is_symlink() and folder.resolve().is_relative_to(path.resolve())):
-                yield from audio_below(path, depth - 1)
-        elif is_read(path) or path.suffix.lower() in foreign.EXTENSIONS:
-            yield path
+            if depth and not (entry.is_symlink() and Path(folder).resolve().is_relative_to(Path(entry.path).resolve())):
+                yield from audio_below(entry.path, depth - 1)
+        elif entry.name.lower().endswith((*EXTENSIONS, *OTHERS)):
+            yield entry.path
 
 
-def _folders(folder: Path, problems: Problems) -> list[Path]:
+def _folders(folder: str, problems: Problems) -> list[str]:
     """The folders in a folder, sorted as strings."""
-    ordered = sorted((one for one in os.scandir(folder) if one.name[0] != "."), key=lambda entry: entry.name)
+    ordered = sorted((entry for entry in os.scandir(folder) if entry.name[0] != "."), key=attrgetter("name"))
     for entry in ordered:
         if entry.is_symlink() and not os.path.exists(entry.path):
-            problems.fault(folder / entry.name, "is a link to nothing: mend or remove it", "link")
-    return [folder / entry.name for entry in ordered if entry.is_dir()]
+            problems.fault(entry.path, "is a link to nothing: mend or remove it", "link")
+    return [entry.path for entry in ordered if entry.is_dir()]
 
 
-def _without_files(others: Sequence[Path]) -> tuple[str, str]:
+def _without_files(others: Sequence[str]) -> tuple[str, str]:
     """What is wrong with a speaker's folder, and the kind of that."""
     if not others:
         return "holds no audio: expected a speaker's wav or flac files; fill or remove it", "empty"
@@ -111,27 +122,29 @@ def _without_files(others: Sequence[Path]) -> tuple[str, str]:
     return f"holds {_counted(others)}, expected wav or flac: convert them ({CONVERT})", "form"
 
 
-def _counted(files: Sequence[Path]) -> str:
-    counts = Counter(path.suffix.lower() for path in files)
+def _counted(files: Sequence[str]) -> str:
+    counts = Counter(os.path.splitext(path)[1].lower() for path in files)
     return ", ".join(f"{count} {suffix} files" for suffix, count in counts.most_common())
 
 
-def utterance_name(path: PurePath, folders: Sequence[str]) -> str:
-    """The short id of the utterance in a file: its name, behind those of its folders where it lies in several."""
-    prefix = "-".join(path.parts[-len(folders) - 1 : -1]) if len(folders) > 1 else ""
-    return f"{prefix}-{path.stem}" if prefix and not path.stem.startswith(f"{prefix}-") else path.stem
+def name_utterances(files: Sequence[str], folders: Sequence[str], problems: Problems) -> dict[str, str]:
+    """The id of the utterance in each file: the short one where that is unique, else the path below the split.
 
-
-def name_utterances(files: Sequence[Path], folders: Sequence[str], problems: Problems) -> dict[Path, str]:
-    """The id of the utterance in each file: the short one where that is unique, else the path below the split."""
-    short = [utterance_name(path, folders) for path in files]
+    The short one is the file's name, behind those of its folders where it lies in several.
+    """
+    places = [os.path.splitext(path)[0].split(os.sep)[-len(folders) - 1 :] for path in files]
+    short = [place[-1] if len(folders) == 1 else _behind("-".join(place[:-1]), place[-1]) for place in places]
     counts = Counter(short)
-    names: dict[Path, str] = {}
-    first: dict[str, Path] = {}
-    for path, name in zip(files, short, strict=True):
-        unique = name if counts[name] == 1 else "/".join([*path.parts[-len(folders) - 1 : -1], path.stem])
-        if unique in first:
+    names: dict[str, str] = {}
+    first: dict[str, str] = {}
+    for path, place, name in zip(files, places, short, strict=True):
+        unique = name if counts[name] == 1 else "/".join(place)
+        if first.setdefault(unique, path) != path:
             problems.fault(path, f"gives the utterance id '{unique}', as does {first[unique]}: rename one", "id")
-        first.setdefault(unique, path)
         names[path] = unique
     return names
+
+
+def _behind(prefix: str, name: str) -> str:
+    """A name with a prefix, which it may have already."""
+    return name if name.startswith(f"{prefix}-") else f"{prefix}-{name}"
