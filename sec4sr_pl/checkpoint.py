@@ -11,6 +11,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
+import fsspec
 import torch
 from lightning_fabric.plugins import TorchCheckpointIO
 from torch import Tensor, nn
@@ -25,7 +26,7 @@ from sec4sr_pl.files import read_text, whole
 from sec4sr_pl.imports import check, trusted_packages
 from sec4sr_pl.recognizer import Recognizer
 from sec4sr_pl.weights import CheckpointError as CheckpointError
-from sec4sr_pl.weights import check_finite, read_plain
+from sec4sr_pl.weights import check_finite, load_plain, read_plain
 
 CHECKSUMS = "SHA256SUMS"
 MODULES, ITEMS, DEPTH = 1_000, 2_000_000, 100
@@ -196,7 +197,8 @@ class WholeCheckpoints(TorchCheckpointIO):
     def load_checkpoint(self, path: str | Path, *args: Any, **kwargs: Any) -> dict[str, Any]:
         """Called by the trainer: plain data only, whatever it asks for."""
         if "://" in str(path):
-            return super().load_checkpoint(path, *args, **{**kwargs, "weights_only": True})
+            with fsspec.open(str(path), "rb") as file:
+                return load_plain(file, str(path))  # type: ignore[no-any-return]
         return read_plain(Path(path))  # type: ignore[no-any-return]
 
 

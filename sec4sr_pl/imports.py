@@ -155,7 +155,8 @@ def guarded(args: Sequence[str] | None = None) -> Iterator[None]:
 def _restrict() -> None:
     """Let jsonargparse import no more than is listed, in this process."""
     names = {name: item for module in LISTED for name, item in listed(module).items()}
-    inner = {f"{name}.{part}" for name, item in names.items() if isinstance(item, type) for part in vars(item)}
+    classes = {name: item for name, item in names.items() if isinstance(item, type)}
+    inner = {f"{name}.{part}" for name, cls in classes.items() for part in {*vars(cls), *vars(type), *vars(object)}}
     set_parsing_settings(
         import_path_denylist=["*", *(inner - names.keys())],  # an entry is for all that is under it
         import_path_allowlist=list(names),

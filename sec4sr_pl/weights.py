@@ -1,5 +1,6 @@
 """Files of tensors and plain data, which can't run code."""
 
+import os
 import pickle
 import pickletools
 import re
@@ -36,9 +37,16 @@ def read_plain(path: Path) -> Any:
     """
     if not path.is_file():
         raise FileNotFoundError(f"There is no file {path}")
+    with path.open("rb") as file:
+        return load_plain(file, str(path))
+
+
+def load_plain(file: IO[bytes], path: str) -> Any:
+    """The content of an open file of torch.save, wherever it lies; errors are those of `read_plain`."""
     try:
-        look_over(path)
-        content = torch.load(path, map_location="cpu", weights_only=True)
+        look_over(file, path)
+        file.seek(0)
+        content = torch.load(file, map_location="cpu", weights_only=True)
         refuse_expanded(content, path)
         return content
     except CheckpointError:
@@ -69,7 +77,7 @@ def check_finite(tensors: Mapping[str, Any]) -> None:
             raise ValueError(f"'{name}' holds NaN or an infinity")
 
 
-def look_over(path: Path) -> None:
+def look_over(file: IO[bytes], path: str) -> None:
     """Bound what torch.load will take for a file by the file's size, from its directory and its pickles.
 
     Raises:
@@ -77,23 +85,24 @@ def look_over(path: Path) -> None:
         pickle.UnpicklingError: a pickle that names more than tensors and plain data.
         Exception: a damaged file.
     """
-    if not zipfile.is_zipfile(path):
-        with path.open("rb") as file:
-            for _ in range(LEGACY_PICKLES):
-                look_over_pickle(file, path)
+    size = file.seek(0, os.SEEK_END)
+    if not zipfile.is_zipfile(file):
+        file.seek(0)
+        for _ in range(LEGACY_PICKLES):
+            look_over_pickle(file, path)
         return
-    with zipfile.ZipFile(path) as archive:
+    with zipfile.ZipFile(file) as archive:
         entries = archive.infolist()
         stored = all(entry.compress_type == zipfile.ZIP_STORED for entry in entries)
-        if not stored or archive.comment or sum(entry.file_size for entry in entries) > path.stat().st_size:
+        if not stored or archive.comment or sum(entry.file_size for entry in entries) > size:
             raise CheckpointError(f"{path} would unpack to more than its size, which torch.save does not write")
         for entry in entries:
             if entry.filename.endswith(".pkl"):
-                with archive.open(entry) as file:
-                    look_over_pickle(file, path)
+                with archive.open(entry) as part:
+                    look_over_pickle(part, path)
 
 
-def look_over_pickle(file: IO[bytes], path: Path) -> None:
+def look_over_pickle(file: IO[bytes], path: str) -> None:
     """Go through the operations of a pickle without carrying them out; errors are those of `look_over`."""
     for number, (operation, argument, _) in enumerate(pickletools.genops(file)):
         if number >= OPERATIONS:
@@ -102,7 +111,7 @@ def look_over_pickle(file: IO[bytes], path: Path) -> None:
             raise pickle.UnpicklingError(argument)
 
 
-def refuse_expanded(content: Any, path: Path) -> None:
+def refuse_expanded(content: Any, path: str) -> None:
     """Refuse tensors that stand for more than was stored, by strides of 0.
 
     Raises:

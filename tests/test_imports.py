@@ -152,6 +152,18 @@ def test_a_refusal_is_one_line_that_names_the_flag(flag: str, canary: Path, caps
     assert not canary.exists()
 
 
+@pytest.mark.parametrize("method", ["mro", "perturb", "__call__", "__subclasses__"])
+def test_methods_of_a_listed_class_are_not_listed(
+    method: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    path = f"sec4sr_pl.attacks.PGD.{method}"
+    Path("a.yaml").write_text(
+        yaml.safe_dump(arguments(trainer__callbacks=[spec(CALLBACKS + "ThroughputMonitor", batch_size_fn=path)]))
+    )
+    assert f"{path} is not among" in refused(capsys, "fit", "--config", "a.yaml")
+
+
 def test_variables_are_no_other_way(
     canary: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
