@@ -2,6 +2,7 @@
 
 import netrc
 import os
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -9,7 +10,7 @@ from urllib.parse import urlparse
 
 import yaml
 from lightning_fabric.utilities.exceptions import MisconfigurationException
-from lightning_utilities.core.rank_zero import rank_zero_info
+from lightning_utilities.core.rank_zero import rank_zero_info, rank_zero_warn
 from pytorch_lightning import LightningModule, Trainer
 from pytorch_lightning.callbacks import ModelCheckpoint, RichProgressBar
 from pytorch_lightning.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
@@ -34,6 +35,16 @@ from sec4sr_pl.files import check_writable
 from sec4sr_pl.imports import add_trusted, guarded
 from sec4sr_pl.processes import one_fate
 from sec4sr_pl.training import SpeakerModule
+
+RIGHT = (
+    ".*Checkpoint directory .* exists and is not empty",  # it holds the logs of the same run
+    ".*does not have many workers",  # validation has none, so that it draws the same whatever the machine
+    ".*``compute`` method of metric .* was called before the ``update`` method",  # PESQ of few, none in a sanity check
+    ".*`isinstance\\(treespec, LeafSpec\\)` is deprecated",  # within Lightning
+)
+"""What libraries warn of where all is as it should be."""
+MONITORS = ("LearningRateMonitor", "DeviceStatsMonitor", "ThroughputMonitor")
+"""Callbacks that have nothing to do, and refuse to do it, where nothing is logged."""
 
 
 def wandb_has_key() -> bool:
@@ -104,7 +115,11 @@ class SpeakerCLI(LightningCLI):
         """A resume never runs a checkpoint's code; W&B stays offline where it has no key, and says so once."""
         config = self.config[self.subcommand]
         config.weights_only = True
+        for message in RIGHT:
+            warnings.filterwarnings("ignore", message)
         callbacks = self.trainer_defaults["callbacks"] = [StopOnSignal(), LoggedRun(), OwnCheckpoints()]
+        if config.trainer.logger is False and isinstance(config.trainer.callbacks, list):
+            config.trainer.callbacks = [c for c in config.trainer.callbacks if not any(classes(c, *MONITORS))]
         if config.trainer.enable_progress_bar is not False:
             callbacks.append(RichProgressBar())
         if "WANDB_MODE" in os.environ or "WandbLogger" not in str(self.config) or wandb_has_key():
@@ -162,6 +177,8 @@ class SpeakerCLI(LightningCLI):
         for callback in trainer.checkpoint_callbacks if self.subcommand == "fit" else []:
             folder = callback.dirpath if isinstance(callback, ModelCheckpoint) else None
             if folder is not None and "://" not in str(folder):
+                if self.config[self.subcommand].ckpt_path is None and any(Path(folder).glob("*.ckpt")):
+                    rank_zero_warn(f"{folder} holds checkpoints, which are written over: --ckpt_path last goes on")
                 try:
                     check_writable(Path(folder) / "last.ckpt")
                 except OSError as error:

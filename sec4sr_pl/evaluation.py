@@ -26,6 +26,7 @@ from sec4sr_pl.defenses import Defense
 from sec4sr_pl.enrollment import enroll_first, warn_of_training
 from sec4sr_pl.files import check_writable
 from sec4sr_pl.normalization import Normalized
+from sec4sr_pl.processes import one_fate
 from sec4sr_pl.recognizer import Recognizer
 from sec4sr_pl.robustness import Campaign, Summary, summarize
 from sec4sr_pl.robustness.campaign import check_settings
@@ -149,7 +150,8 @@ def evaluate(
     )
     campaign.open()
     fabric.launch()
-    work(campaign, fabric)
+    with one_fate(fabric.strategy):
+        work(campaign, fabric)
     return report(campaign, target_prior) if fabric.is_global_zero else None
 
 

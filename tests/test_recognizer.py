@@ -368,7 +368,7 @@ ORDER = [
     {"features", "backbones", "scoring", "losses", "defenses", "attacks", "metrics"},  # these never import each other
     {"recognizer", "checkpoint", "data", "normalization"},
     {"training", "callbacks", "robustness", "enrollment"},
-    {"cli", "evaluation"},
+    {"cli", "evaluation", "torchrun"},
 ]
 LEVEL = {room: level for level, rooms in enumerate(ORDER) for room in rooms}
 

@@ -16,7 +16,11 @@ from test_resume import config as config  # fixtures
 from test_resume import somewhere_else as somewhere_else
 from test_resume import uninterrupted as uninterrupted
 
-from sec4sr_pl.checkpoint import load_recognizer
+from sec4sr_pl.backbones import AudioNet
+from sec4sr_pl.checkpoint import load_recognizer, save_recognizer
+from sec4sr_pl.features import LogMel
+from sec4sr_pl.recognizer import Recognizer
+from sec4sr_pl.scoring import ClosedSet
 
 WORKERS = "--data.num_workers=2"
 
@@ -85,10 +89,15 @@ def two(config: Path, folder: Path, *flags: str) -> "subprocess.Popen[str]":
     """A training of two processes by Lightning's launcher, in a group of its own."""
     arguments = [f"--config={config}", f"--data.root={config.parent}", f"--trainer.callbacks.dirpath={folder}"]
     shared = ["--trainer.devices=2", "--trainer.strategy=ddp", "--data.batch_size=2", "--ckpt_path=last", WORKERS]
+    return started(str(REPOSITORY / "train.py"), "fit", *arguments, *shared, *flags)
+
+
+def started(*command: str) -> "subprocess.Popen[str]":
+    """A Python of its own, which leads a process group."""
     environment = {name: value for name, value in os.environ.items() if not name.startswith(("SLURM_", "PL_"))}
     path = os.pathsep.join([str(REPOSITORY), os.environ.get("PYTHONPATH", "")])
     return subprocess.Popen(
-        [sys.executable, "-W", "ignore", str(REPOSITORY / "train.py"), "fit", *arguments, *shared, *flags],
+        [sys.executable, "-W", "ignore", *command],
         env={**environment, "OMP_NUM_THREADS": "1", "PYTHONPATH": path},
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
@@ -103,11 +112,13 @@ def children(process: int) -> list[int]:
     return [int(child) for child in listed if "train.py" in Path(f"/proc/{child}/cmdline").read_text()]
 
 
-def once_it_trains(process: "subprocess.Popen[str]", folder: Path, act: Callable[[], object]) -> str:
-    """The output of a training to which something happened after its first checkpoint."""
+def once_it_works(
+    process: "subprocess.Popen[str]", folder: Path, act: Callable[[], object], first: str = "last.ckpt"
+) -> str:
+    """The output of processes to which something happened after their first file."""
     try:
         begin = time.monotonic()
-        while not (folder / "last.ckpt").exists() and process.poll() is None:
+        while not any(folder.glob(first)) and process.poll() is None:
             assert time.monotonic() - begin < TIMEOUT
             time.sleep(0.1)
         act()
@@ -129,7 +140,7 @@ def endless(config: Path, tmp_path: Path) -> "subprocess.Popen[str]":
 def test_sigterm_to_the_group_of_two_processes_and_their_workers(
     endless: "subprocess.Popen[str]", tmp_path: Path
 ) -> None:
-    shown = once_it_trains(endless, tmp_path, lambda: os.killpg(endless.pid, signal.SIGTERM))
+    shown = once_it_works(endless, tmp_path, lambda: os.killpg(endless.pid, signal.SIGTERM))
     assert endless.returncode == 143, shown[-3_000:]
     assert shown.count("stopped by SIGTERM after step") == 1
     assert "Traceback" not in shown
@@ -137,7 +148,7 @@ def test_sigterm_to_the_group_of_two_processes_and_their_workers(
 
 
 def test_a_dead_process_is_named(endless: "subprocess.Popen[str]", tmp_path: Path) -> None:
-    shown = once_it_trains(endless, tmp_path, lambda: os.kill(children(endless.pid)[0], signal.SIGKILL))
+    shown = once_it_works(endless, tmp_path, lambda: os.kill(children(endless.pid)[0], signal.SIGKILL))
     assert endless.returncode in (1, -signal.SIGKILL), shown[-3_000:]  # Lightning's observer may have been faster
     assert "Traceback" not in shown
     said = "train.py: error: Process 0 can't go on: process 1 was killed by SIGKILL\n"
@@ -146,6 +157,49 @@ def test_a_dead_process_is_named(endless: "subprocess.Popen[str]", tmp_path: Pat
 
 @pytest.mark.slow
 def test_a_process_whose_first_one_died_says_so(endless: "subprocess.Popen[str]", tmp_path: Path) -> None:
-    shown = once_it_trains(endless, tmp_path, endless.kill)
+    shown = once_it_works(endless, tmp_path, endless.kill)
     assert "Traceback" not in shown
     assert shown.count("train.py: error: Process 1 can't go on: another process died") == 1
+
+
+@pytest.mark.slow
+def test_torchrun_that_is_told_to_stop_says_143(config: Path, tmp_path: Path) -> None:
+    """The signal to the agent alone, which tells its two processes."""
+    if not torch.distributed.is_available():
+        pytest.skip("this PyTorch has no torch.distributed")
+    flags = [f"--config={config}", f"--data.root={config.parent}", f"--trainer.callbacks.dirpath={tmp_path}", WORKERS]
+    shared = ["--trainer.devices=2", "--trainer.strategy=ddp", "--data.batch_size=2", "--trainer.max_epochs=10000"]
+    launcher = ["-m", "sec4sr_pl.torchrun", "--nproc-per-node=2", "--master-port=0", "--shutdown-timeout=120"]
+    process = started(*launcher, str(REPOSITORY / "train.py"), "fit", *flags, *shared)
+    shown = once_it_works(process, tmp_path, process.terminate)
+    assert process.returncode == 143, shown[-3_000:]
+    assert shown.count("stopped by SIGTERM after step") == 1
+    assert torch.load(tmp_path / "last.ckpt", weights_only=True)["global_step"] > 0
+
+
+CAMPAIGN = "[FGSM, {class_path: PGD, init_args: {steps: 100000}}]"
+
+
+@pytest.mark.parametrize(
+    ("devices", "sent", "status"),
+    [
+        (1, signal.SIGTERM, 143),
+        pytest.param(1, signal.SIGINT, 130, marks=pytest.mark.slow),
+        pytest.param(2, signal.SIGTERM, 143, marks=pytest.mark.slow),
+        pytest.param(2, signal.SIGINT, 130, marks=pytest.mark.slow),
+    ],
+)
+def test_a_campaign_that_is_told_to_stop_ends_all_its_processes_and_says_how_to_go_on(
+    devices: int, sent: signal.Signals, status: int, config: Path, tmp_path: Path
+) -> None:
+    recognizer = Recognizer(LogMel(), AudioNet(), ClosedSet(32, [f"speaker{n}" for n in range(3)]))
+    save_recognizer(recognizer.eval(), tmp_path / "small.ckpt")
+    data = ["--data=SpeakerData", f"--data.root={config.parent}", "--data.test_split=train", "--batch_size=2"]
+    flags = [f"--checkpoint={tmp_path / 'small.ckpt'}", f"--attacks={CAMPAIGN}", f"--output={tmp_path / 'out'}"]
+    shared = [f"--devices={devices}", "--accelerator=cpu"]
+    process = started(str(REPOSITORY / "evaluate.py"), *flags, *data, *shared)
+    done = tmp_path / "out"
+    shown = once_it_works(process, done, lambda: process.send_signal(sent), "**/*.wav")
+    assert process.returncode == status, shown[-3_000:]
+    assert "Traceback" not in shown
+    assert shown.count("evaluate.py: interrupted; the same command goes on with what is there") == 1

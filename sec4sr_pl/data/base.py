@@ -60,9 +60,10 @@ class Crops(Dataset[Item]):
         """Crops an epoch."""
         return len(self.source) * self.repeats
 
-    def __getitem__(self, drawn: tuple[int, int]) -> Item:
-        """The crop of an (epoch, index)."""
-        epoch, (again, index) = drawn[0], divmod(drawn[1], len(self))
+    def __getitem__(self, drawn: tuple[int, int] | int) -> Item:
+        """The crop of an (epoch, index), or of an index alone: that of the first epoch, as overfitting asks for."""
+        epoch, drawn = drawn if isinstance(drawn, tuple) else (0, drawn)
+        again, index = divmod(drawn, len(self))
         utterance = self.source.utterances[index // self.repeats]
         name = f"{utterance.name}#{index % self.repeats + again * self.repeats}"
         frames = min(self.samples, utterance.frames)

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from pytorch_lightning import LightningModule
+from pytorch_lightning.callbacks import BatchSizeFinder, LearningRateFinder
 from pytorch_lightning.cli import OptimizerCallable
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
@@ -23,6 +24,7 @@ from sec4sr_pl.training.objectives import Standard, TrainingObjective
 from sec4sr_pl.training.resume import KEY, check_lengths, check_resume, facts
 from sec4sr_pl.types import Batch
 
+FINDERS = (LearningRateFinder, BatchSizeFinder)
 SchedulerCallable = Callable[[Optimizer, int], LRScheduler]
 """(optimizer, training steps in all) -> learning-rate schedule, stepped at every training step."""
 
@@ -86,13 +88,21 @@ class SpeakerModule(LightningModule):
         """Connect the data's labels to the recognizer's speakers; fetch initial weights.
 
         Raises:
-            ValueError: a precision that rounds the waveform itself, or crops too short for the recognizer.
+            ValueError: a precision that rounds the waveform itself, crops too short for the recognizer, or a callback
+                that would search what the configuration tells.
             CheckpointError: weights for other speakers.
         """
         if self.trainer.precision in ("16-true", "bf16-true", "transformer-engine", "transformer-engine-float16"):
             raise ValueError(
                 f"Precision {self.trainer.precision} rounds the waveform more coarsely than an attack changes it: "
                 "use bf16-mixed, 16-mixed or 32-true"
+            )
+        finders = [type(callback).__name__ for callback in self.trainer.callbacks if isinstance(callback, FINDERS)]
+        if finders:
+            raise ValueError(
+                f"{finders[0]} can't be used: learning rate and batch size are arguments of optimizer and data, under "
+                "a schedule over the whole training: compare short trainings with other values of "
+                "--model.optimizer.init_args.lr or --data.batch_size"
             )
         connect = getattr(self.trainer.datamodule, "connect", None)  # type: ignore[attr-defined]
         if connect is not None:
