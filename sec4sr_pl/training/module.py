@@ -97,7 +97,8 @@ class SpeakerModule(LightningModule):
                 f"Precision {self.trainer.precision} rounds the waveform more coarsely than an attack changes it: "
                 "use bf16-mixed, 16-mixed or 32-true"
             )
-        finders = [type(callback).__name__ for callback in self.trainer.callbacks if isinstance(callback, FINDERS)]
+        callbacks = self.trainer.callbacks  # type: ignore[attr-defined]
+        finders = [type(callback).__name__ for callback in callbacks if isinstance(callback, FINDERS)]
         if finders:
             raise ValueError(
                 f"{finders[0]} can't be used: learning rate and batch size are arguments of optimizer and data, under "
