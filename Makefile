@@ -2,6 +2,7 @@
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
+ROUNDS ?= 1
 
 .PHONY: demo test test-slow lint bench clean
 
@@ -20,16 +21,17 @@ lint: $(VENV)/.dev
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
+# One round shows that they run and about how fast; docs/results.md tells the rounds behind its figures.
 bench: $(VENV)/.test
 	$(BIN)/python benchmarks/power_spectrum.py
 	$(BIN)/python benchmarks/prefilter.py
-	$(BIN)/python benchmarks/defenses.py
-	$(BIN)/python benchmarks/ivector.py
-	$(BIN)/python benchmarks/pgd.py
-	$(BIN)/python benchmarks/attacks.py
-	$(BIN)/python benchmarks/adversarial_step.py
-	$(BIN)/python benchmarks/overhead.py
-	$(BIN)/python benchmarks/scaling.py
+	$(BIN)/python benchmarks/defenses.py --rounds $(ROUNDS)
+	$(BIN)/python benchmarks/ivector.py --rounds $(ROUNDS)
+	$(BIN)/python benchmarks/pgd.py --rounds $(ROUNDS)
+	$(BIN)/python benchmarks/attacks.py --rounds $(ROUNDS)
+	$(BIN)/python benchmarks/adversarial_step.py --rounds $(ROUNDS)
+	$(BIN)/python benchmarks/overhead.py --rounds $(ROUNDS)
+	$(BIN)/python benchmarks/scaling.py runs/scaling.png --rounds $(ROUNDS)
 
 clean:
 	rm -rf $(VENV) build *.egg-info

@@ -8,7 +8,7 @@ from collections.abc import Callable
 
 import torch
 from naive import NaiveAudioNet, naive_step
-from setting import ARGUMENTS, sized
+from setting import ARGUMENTS, rounds, sized
 from torch import Tensor
 from torch.nn import functional
 from turns import in_turn, median_seconds
@@ -94,10 +94,10 @@ def worker(way: str, steps: int) -> None:
     print(median_seconds(step, steps, warmup=2))
 
 
-def main(rounds: int = sized(5, 1), steps: int = sized(5, 1)) -> None:
+def main(turns: int = rounds(5), steps: int = sized(5, 1)) -> None:
     """Print the medians over rounds of processes, and the ratios to the naive step under the same allocator."""
-    print(f"{BATCH} x {SECONDS} s, PGD-10 on half, {torch.get_num_threads()} threads, {rounds} processes a row in turn")
-    in_turn(__file__, WAYS, rounds, steps, reference="naive")
+    print(f"{BATCH} x {SECONDS} s, PGD-10 on half, {torch.get_num_threads()} threads, {turns} processes a row in turn")
+    in_turn(__file__, WAYS, turns, steps, reference="naive")
 
 
 if __name__ == "__main__":

@@ -9,7 +9,7 @@ from functools import partial
 
 import torch
 from naive import NaiveAudioNet
-from setting import ARGUMENTS, sized
+from setting import ARGUMENTS, rounds, sized
 from torch import Tensor
 from turns import in_turn, median_seconds
 
@@ -89,11 +89,11 @@ def worker(way: str, runs: int) -> None:
     print(seconds, f"mean change {change.mean().item():.4f} (L2), mean margin {left.mean().item():.5f}")
 
 
-def main(rounds: int = sized(5, 1), runs: int = 1) -> None:
+def main(turns: int = rounds(5), runs: int = 1) -> None:
     """Print medians over rounds of processes, and the ratios to ours under the same allocator."""
     for name in STEPS:
-        print(f"{name}-{STEPS[name]}, {BATCH[name]} x {SECONDS} s, {torch.get_num_threads()} threads, {rounds} rounds")
-        in_turn(__file__, (name, f"{name} plain"), rounds, runs, reference=name)
+        print(f"{name}-{STEPS[name]}, {BATCH[name]} x {SECONDS} s, {torch.get_num_threads()} threads, {turns} rounds")
+        in_turn(__file__, (name, f"{name} plain"), turns, runs, reference=name)
 
 
 if __name__ == "__main__":

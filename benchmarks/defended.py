@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from setting import ARGUMENTS, SMALLEST, corpus, sized
+from setting import ARGUMENTS, OPTIONS, corpus, sized
 
 from sec4sr_pl.attacks import FGSM, NES, PGD, Adaptive, Attack, CWinf
 from sec4sr_pl.data import Spk251
@@ -42,7 +42,7 @@ from sec4sr_pl.evaluation import evaluate
 from sec4sr_pl.robustness import Summary
 
 CHECKPOINT = Path("checkpoints/audionet_mini_natural.ckpt")
-FOLDER = Path(tempfile.mkdtemp() if SMALLEST else "runs/defended")
+FOLDER = Path(tempfile.mkdtemp() if OPTIONS.smallest else "runs/defended")
 DRAWS, SAMPLES, LIMIT = sized((20, 20, 40), (2, 2, 1))
 
 

@@ -20,7 +20,7 @@ import numpy as np
 import soundfile
 import torch
 from scipy.signal import butter
-from setting import made, real_speech, sized
+from setting import made, real_speech, rounds, sized
 from torch import Tensor
 from torch.nn.functional import conv1d, pad
 from torchaudio.functional import lfilter
@@ -191,7 +191,7 @@ def speech_frames(batch: int, seconds: float) -> Tensor:
     return LogMel()(waveform.repeat(1 + samples // len(waveform))[:samples].reshape(batch, -1))[0]
 
 
-def main(rounds: int = sized(11, 1), batch: int = sized(16, 2), seconds: float = sized(5.0, 0.5)) -> None:
+def main(turns: int = rounds(11), batch: int = sized(16, 2), seconds: float = sized(5.0, 0.5)) -> None:
     """Print a line for each defense."""
     generator = torch.Generator().manual_seed(0)
     steps = torch.rand(batch, round(10 * seconds), generator=generator).repeat_interleave(SAMPLE_RATE // 10, 1)
@@ -199,17 +199,15 @@ def main(rounds: int = sized(11, 1), batch: int = sized(16, 2), seconds: float =
     frames = speech_frames(batch, seconds)
     mean, median, low, band = AverageSmoothing(), MedianSmoothing(), LowPass(), BandPass()
     warped = WarpedFeCo()
-    print(
-        f"batch {batch} x {seconds} s, {torch.get_num_threads()} threads, {rounds} rounds in turn, forward + backward"
-    )
+    print(f"batch {batch} x {seconds} s, {torch.get_num_threads()} threads, {turns} rounds in turn, forward + backward")
     compare(
-        "median of 7 / unfold and median", waveforms, lambda x: median(x)[0], lambda x: unfolded_median(x, 7), rounds
+        "median of 7 / unfold and median", waveforms, lambda x: median(x)[0], lambda x: unfolded_median(x, 7), turns
     )
-    compare("mean of 17 / conv1d", waveforms, lambda x: mean(x)[0], lambda x: convolved_mean(x, 17), rounds)
+    compare("mean of 17 / conv1d", waveforms, lambda x: mean(x)[0], lambda x: convolved_mean(x, 17), turns)
     for defense in (low, band):
         name = f"{type(defense).__name__}, order {defense.order} / lfilter by sections"
-        compare(name, waveforms, lambda x, d=defense: d(x)[0], lambda x, d=defense: recursive(x, d), rounds)  # type: ignore[misc]
-    few = max(1, rounds // 2)
+        compare(name, waveforms, lambda x, d=defense: d(x)[0], lambda x, d=defense: recursive(x, d), turns)  # type: ignore[misc]
+    few = max(1, turns // 2)
     for ratio in (0.2, 0.5):
         feco = FeCo(ratio)
         name = f"k-means, ratio {ratio} / kmeans-pytorch"

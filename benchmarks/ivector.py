@@ -15,7 +15,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
-from setting import ARGUMENTS, sized
+from setting import ARGUMENTS, rounds, sized
 from torch import Tensor
 
 from sec4sr_pl.backbones import IVector
@@ -71,12 +71,11 @@ def gradient(model: IVector, frames: Tensor) -> Tensor:
 def main() -> None:
     """Print medians, their ratio, the difference of the results, and peak memory."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--rounds", type=int, default=sized(3, 1))
     parser.add_argument("--batch", type=int, default=sized(8, 2))
     parser.add_argument("--frames", type=int, default=sized(1000, 50), help="of each utterance, 100 a second")
     parser.add_argument("--memory", choices=["forward", "gradient"], help="run once and print the peak memory alone")
     options = parser.parse_args(ARGUMENTS)
-    model = random_model()
+    model, turns = random_model(), rounds(3)
     frames = torch.randn(options.batch, options.frames, 72, generator=torch.Generator().manual_seed(1))
     if options.memory:
         before = peak_memory()
@@ -94,7 +93,7 @@ def main() -> None:
     times: dict[str, list[float]] = {name: [] for name in ways}
     busy: dict[str, list[float]] = {name: [] for name in ways}
     results = {}
-    for index in range(options.rounds + 1):
+    for index in range(turns + 1):
         for name, run in ways.items():
             start, started = time.perf_counter(), time.process_time()
             results[name] = run()
@@ -105,7 +104,7 @@ def main() -> None:
     worked = {name: statistics.median(values) for name, values in busy.items()}
     expected = results["one by one"]
     error = (results["batched"] - expected).norm() / expected.norm()
-    print(f"{options.batch} x {options.frames} frames, {torch.get_num_threads()} threads, {options.rounds} rounds")
+    print(f"{options.batch} x {options.frames} frames, {torch.get_num_threads()} threads, {turns} rounds")
     for name, median in medians.items():
         spread = f"from {min(times[name]):.2f} to {max(times[name]):.2f}"
         print(f"  {name:13} {median:6.2f} s ({spread}), {worked[name]:6.2f} s of the CPU")

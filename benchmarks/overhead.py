@@ -17,7 +17,7 @@ import torch
 from pytorch_lightning import Callback, LightningModule, Trainer
 from pytorch_lightning.callbacks import LearningRateMonitor
 from pytorch_lightning.loggers import CSVLogger
-from setting import sized
+from setting import rounds, sized
 from torch.utils.data import DataLoader
 
 from sec4sr_pl.allocator import keep_large_blocks
@@ -118,7 +118,7 @@ def loader_speed(root: Path) -> float:
     return count / (time.perf_counter() - start)
 
 
-def main(rounds: int = sized(7, 1), steps: int = sized(12, 3)) -> None:
+def main(turns: int = rounds(7), steps: int = sized(12, 3)) -> None:
     """Print both."""
     keep_large_blocks()
     with tempfile.TemporaryDirectory() as scratch:
@@ -127,12 +127,12 @@ def main(rounds: int = sized(7, 1), steps: int = sized(12, 3)) -> None:
             write_voices(root, extension)
         batches = [batch for batch, _ in zip(data(roots["wav"]).train_dataloader(), range(steps), strict=False)]
         framework, bare = [], []
-        for _ in range(rounds):
+        for _ in range(turns):
             framework.append(by_trainer(batches, Path(scratch)))
             bare.append(by_hand(batches))
         step = statistics.median(bare)
         ratios = [ours / loop for ours, loop in zip(framework, bare, strict=True)]
-        print(f"{BATCH} x {CROP} s, PGD-10 on half, {torch.get_num_threads()} threads, {rounds} rounds in turn")
+        print(f"{BATCH} x {CROP} s, PGD-10 on half, {torch.get_num_threads()} threads, {turns} rounds in turn")
         print(f"  bare loop {1e3 * step:.0f} ms, Trainer.fit {1e3 * statistics.median(framework):.0f} ms a step")
         print(f"  overhead {100 * (statistics.median(ratios) - 1):.1f} % ({', '.join(f'{r:.3f}' for r in ratios)})")
         for extension, root in roots.items():

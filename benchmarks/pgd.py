@@ -9,7 +9,7 @@ from collections.abc import Callable
 
 import torch
 from naive import NaiveAudioNet
-from setting import ARGUMENTS, sized
+from setting import ARGUMENTS, rounds, sized
 from torch import Tensor, nn
 from torch.nn import functional
 from turns import in_turn, median_seconds
@@ -92,10 +92,10 @@ def worker(way: str, runs: int) -> None:
     print(seconds, f"loss {loss:.4f}")
 
 
-def main(rounds: int = sized(5, 1), runs: int = sized(5, 1)) -> None:
+def main(turns: int = rounds(5), runs: int = sized(5, 1)) -> None:
     """Print medians over rounds of processes, the ratios to ours under the same allocator, and the losses reached."""
-    print(f"PGD-10, {BATCH} x {SECONDS} s, {torch.get_num_threads()} threads, {rounds} processes a row in turn")
-    in_turn(__file__, WAYS, rounds, runs, reference="sec4sr_pl")
+    print(f"PGD-10, {BATCH} x {SECONDS} s, {torch.get_num_threads()} threads, {turns} processes a row in turn")
+    in_turn(__file__, WAYS, turns, runs, reference="sec4sr_pl")
 
 
 if __name__ == "__main__":

@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable
 
 import torch
-from setting import sized
+from setting import rounds, sized
 from torch import Tensor
 
 from sec4sr_pl.features import LogMel
@@ -31,7 +31,7 @@ def gradient(frames: Callable[[Tensor], Tensor], waveforms: Tensor) -> Tensor:
     return torch.autograd.grad(frames(x).sum(), x)[0]
 
 
-def main(rounds: int = sized(15, 1), batch: int = sized(16, 2), seconds: float = sized(5.0, 0.5)) -> None:
+def main(turns: int = rounds(15), batch: int = sized(16, 2), seconds: float = sized(5.0, 0.5)) -> None:
     """Print medians in milliseconds, their ratio, and how far the gradients are apart."""
     torch.manual_seed(0)
     waveforms = torch.randn(batch, round(16_000 * seconds)) * 0.05
@@ -42,14 +42,14 @@ def main(rounds: int = sized(15, 1), batch: int = sized(16, 2), seconds: float =
     }
     times: dict[str, list[float]] = {name: [] for name in ways}
     gradients = {name: gradient(frames, waveforms) for name, frames in ways.items()}
-    for _ in range(rounds):
+    for _ in range(turns):
         for name, frames in ways.items():
             start = time.perf_counter()
             gradient(frames, waveforms)
             times[name].append(1e3 * (time.perf_counter() - start))
     medians = {name: statistics.median(values) for name, values in times.items()}
     error = (gradients["analytic"] - gradients["torch.stft"]).norm() / gradients["torch.stft"].norm()
-    print(f"batch {batch} x {seconds} s, {torch.get_num_threads()} threads, {rounds} rounds in turn")
+    print(f"batch {batch} x {seconds} s, {torch.get_num_threads()} threads, {turns} rounds in turn")
     for name, median in medians.items():
         print(f"  {name:10} {median:7.1f} ms (from {min(times[name]):.1f} to {max(times[name]):.1f})")
     print(f"  ratio {medians['torch.stft'] / medians['analytic']:.2f}, relative difference of gradients {error:.1e}")

@@ -4,12 +4,12 @@ import statistics
 import time
 
 import torch
-from setting import sized
+from setting import rounds
 
 from sec4sr_pl.backbones.audionet import Prefilter
 
 
-def main(rounds: int = sized(15, 1)) -> None:
+def main(turns: int = rounds(15)) -> None:
     """Print medians of forward and backward (of the input) in milliseconds, and their ratio, in turn in one process."""
     torch.manual_seed(0)
     ours = Prefilter(32).requires_grad_(False)
@@ -19,7 +19,7 @@ def main(rounds: int = sized(15, 1)) -> None:
         x = torch.randn(batch, 32, frames, requires_grad=True)
         ways = {"between bands": lambda x=x: ours(x), "one channel": lambda x=x: theirs(x.unsqueeze(1)).squeeze(1)}
         times: dict[str, list[float]] = {name: [] for name in ways}
-        for _ in range(rounds + 1):
+        for _ in range(turns + 1):
             for name, convolve in ways.items():
                 start = time.perf_counter()
                 torch.autograd.grad(convolve().sum(), x)

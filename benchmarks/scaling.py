@@ -9,7 +9,7 @@ from pathlib import Path
 
 import matplotlib.pyplot as plt
 import torch
-from setting import ARGUMENTS, figure, sized
+from setting import ARGUMENTS, figure, rounds, sized
 
 from sec4sr_pl.allocator import keep_large_blocks
 from sec4sr_pl.attacks import PGD
@@ -35,14 +35,14 @@ def cost(recognizer: Recognizer, shapes: list[tuple[int, float]], rounds: int) -
     return [statistics.median(values) for values in times.values()]
 
 
-def main(path: Path, rounds: int = sized(5, 1)) -> None:
+def main(path: Path, turns: int = rounds(5)) -> None:
     """Print the table and write the figure."""
     keep_large_blocks()
     torch.manual_seed(0)
     recognizer = Recognizer(LogMel(), AudioNet(), ClosedSet(32, 251)).eval()
-    by_batch = cost(recognizer, [(batch, SECONDS) for batch in BATCHES], rounds)
-    by_length = cost(recognizer, [(BATCH, seconds) for seconds in LENGTHS], rounds)
-    print(f"PGD-10, ms an utterance, {torch.get_num_threads()} threads, {rounds} rounds in turn")
+    by_batch = cost(recognizer, [(batch, SECONDS) for batch in BATCHES], turns)
+    by_length = cost(recognizer, [(BATCH, seconds) for seconds in LENGTHS], turns)
+    print(f"PGD-10, ms an utterance, {torch.get_num_threads()} threads, {turns} rounds in turn")
     for batch, value in zip(BATCHES, by_batch, strict=True):
         print(f"  {batch:3} x {SECONDS:g} s {value:7.1f} ms, {value / by_batch[0]:.2f} of that at batch {BATCHES[0]}")
     for seconds, value in zip(LENGTHS, by_length, strict=True):

@@ -1,8 +1,11 @@
-"""What a benchmark finds: its size, speech, codecs. `--smallest` shows that it runs, with figures that mean nothing."""
+"""What a benchmark finds: its size, speech, codecs.
+
+Every benchmark takes `--smallest`, which only shows that it runs, and `--rounds`, fewer of which take less time.
+"""
 
 import os
-import sys
 import tempfile
+from argparse import ArgumentParser
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
@@ -11,15 +14,21 @@ from typing import TypeVar
 Size = TypeVar("Size")
 Made = TypeVar("Made")
 
-SMALLEST = "--smallest" in sys.argv
-ARGUMENTS = [argument for argument in sys.argv[1:] if argument != "--smallest"]
-"""Those of the benchmark itself."""
+parser = ArgumentParser(add_help=False, allow_abbrev=False)
+parser.add_argument("--smallest", action="store_true")
+parser.add_argument("--rounds", type=int)
+OPTIONS, ARGUMENTS = parser.parse_known_args()
 SPEECH = Path(__file__).parent.parent / "tests" / "speech"
 
 
 def sized(usual: Size, smallest: Size) -> Size:
     """One of the two."""
-    return smallest if SMALLEST else usual
+    return smallest if OPTIONS.smallest else usual
+
+
+def rounds(usual: int) -> int:
+    """How often what is compared is measured, in turn."""
+    return OPTIONS.rounds or sized(usual, 1)
 
 
 @cache
@@ -33,7 +42,7 @@ def real_speech() -> Path:
 
 def corpus() -> Path:
     """All of librispeech-mini, for figures on recognition; at the smallest size any speech."""
-    if not SMALLEST and not os.environ.get("SEC4SR_DATA"):
+    if not OPTIONS.smallest and not os.environ.get("SEC4SR_DATA"):
         raise SystemExit("Expected SEC4SR_DATA to name the folder of librispeech-mini; --smallest runs without")
     return real_speech()
 

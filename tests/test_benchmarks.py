@@ -6,11 +6,8 @@ import sys
 from pathlib import Path
 
 import pytest
-from conftest import SPEECH
-from test_background_runs import QUICK
-
-from sec4sr_pl.data import SpeakerData
-from sec4sr_pl.training.background.__main__ import train
+from test_background_runs import folder as folder
+from test_background_runs import run
 
 ROOT = Path(__file__).parent.parent
 HELPERS = {"naive", "setting", "turns"}
@@ -21,10 +18,12 @@ QUICKEST = ("power_spectrum", "prefilter")
 @pytest.mark.parametrize(
     "name", [name if name in QUICKEST else pytest.param(name, marks=pytest.mark.slow) for name in BENCHMARKS]
 )
-def test_a_benchmark_runs_at_its_smallest_size(name: str, tmp_path: Path) -> None:
-    arguments = [str(tmp_path)] if name == "plda" else []
+def test_a_benchmark_runs_at_its_smallest_size(name: str, tmp_path: Path, request: pytest.FixtureRequest) -> None:
+    arguments = []
     if name == "plda":  # on a system that is there
-        train(SpeakerData(SPEECH, "Spk10_enroll", "Spk10_test"), tmp_path, **QUICK)  # type: ignore[arg-type]
+        folder = request.getfixturevalue("folder")
+        run(folder)
+        arguments.append(str(folder / "models"))
     variables = {key: value for key, value in os.environ.items() if key != "SEC4SR_DATA"}
     subprocess.run(
         [sys.executable, ROOT / "benchmarks" / f"{name}.py", *arguments, "--smallest"],

@@ -3,7 +3,6 @@
 import os
 import socket
 import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +10,7 @@ import numpy as np
 import pytest
 import soundfile
 import torch
+from forked import Forked
 from torch import Tensor
 
 from sec4sr_pl.types import SAMPLE_RATE
@@ -42,9 +42,7 @@ def free_port() -> int:
         return int(taken.getsockname()[1])
 
 
-def start(
-    rank: int, world: int, port: int, root: Path, output: Path, script: str = "ddp_script.py"
-) -> "subprocess.Popen[str]":
+def start(rank: int, world: int, port: int, root: Path, output: Path, script: str = "ddp_script.py") -> Forked:
     """A process, as Lightning or SLURM would start it on one machine."""
     own = {"LOCAL_RANK": rank, "NODE_RANK": 0, "WORLD_SIZE": world, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
     paths = [str(Path(__file__).parents[1]), os.environ.get("PYTHONPATH", "")]
@@ -54,14 +52,8 @@ def start(
         "OMP_NUM_THREADS": "1",
         "PYTHONPATH": os.pathsep.join(paths),
     }
-    return subprocess.Popen(
-        [sys.executable, "-W", "ignore", str(Path(__file__).with_name(script)), str(root), str(output)],
-        env=environment,
-        cwd=output,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-    )
+    command = [str(Path(__file__).with_name(script)), str(root), str(output)]
+    return Forked(command, output, environment, stderr=subprocess.STDOUT)
 
 
 @pytest.fixture(scope="module")
@@ -94,17 +86,19 @@ def weights(state: dict[str, Tensor]) -> dict[str, Tensor]:
     return {name: tensor for name, tensor in state.items() if "running" not in name and "tracked" not in name}
 
 
-@pytest.mark.parametrize("case", ["frozen", "frozen, single precision", "moving"])
+@pytest.mark.parametrize("case", ["frozen", "moving"])
 def test_both_processes_end_with_the_same_weights(case: str, results: dict[str, dict[str, Any]]) -> None:
     first, second = results["first"][case], results["second"][case]
     assert first["steps"] == second["steps"] == 20
     assert distance(weights(first["end"]), weights(second["end"])) == 0.0
 
 
-@pytest.mark.parametrize("case", ["frozen", "frozen, single precision"])
-def test_two_processes_train_like_one_at_the_same_global_batch(case: str, results: dict[str, dict[str, Any]]) -> None:
-    """Crops, order, adversarial rows and random starts are the same; only sums have another order."""
-    alone, shared = results["alone"][case], results["first"][case]
+def test_two_processes_train_like_one_at_the_same_global_batch(results: dict[str, dict[str, Any]]) -> None:
+    """Crops, order, adversarial rows and random starts are the same; only sums have another order.
+
+    In double precision: in single precision the order decides the signs of some of PGD's steps.
+    """
+    alone, shared = results["alone"]["frozen"], results["first"]["frozen"]
     assert alone["steps"] == 20
     assert distance(alone["start"], shared["start"]) == 0.0
     assert distance(alone["end"], alone["start"]) > 1e-2

@@ -6,8 +6,6 @@ import os
 import re
 import resource
 import signal
-import subprocess
-import sys
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -17,6 +15,7 @@ import pytest
 import soundfile
 import torch
 import yaml
+from forked import Forked
 from test_campaign import SPEAKERS, files, fit, load, voice, write_voices
 
 from sec4sr_pl.checkpoint import save_recognizer
@@ -59,18 +58,10 @@ def flags(settings: dict[str, Any]) -> list[str]:
     return [text for name, value in settings.items() for text in (f"--{name}", json.dumps(value).strip('"'))]
 
 
-def start(arguments: Sequence[str], place: Path) -> "subprocess.Popen[str]":
+def start(arguments: Sequence[str], place: Path) -> Forked:
     """`python evaluate.py` in a session of its own."""
     environment = {**os.environ, "XDG_CACHE_HOME": str(place / "cache"), "OMP_NUM_THREADS": "1", "COLUMNS": "80"}
-    return subprocess.Popen(
-        [sys.executable, "evaluate.py", *arguments],
-        cwd=REPOSITORY,
-        env=environment,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        start_new_session=True,
-    )
+    return Forked(["evaluate.py", *arguments], REPOSITORY, environment)
 
 
 def run(arguments: Sequence[str], place: Path) -> tuple[int, str, str]:

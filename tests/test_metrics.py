@@ -585,7 +585,7 @@ def measure_in_process(rank: int, folder: str) -> None:
 
 @pytest.mark.skipif(not torch.distributed.is_available(), reason="this torch was built without distributed")
 def test_two_processes_report_what_one_reports(tmp_path: Path) -> None:
-    torch.multiprocessing.spawn(measure_in_process, args=(str(tmp_path),), nprocs=2)
+    torch.multiprocessing.start_processes(measure_in_process, (str(tmp_path),), nprocs=2, start_method="fork")
     alone = measured(rounds())
     for rank in range(2):
         together = torch.load(tmp_path / f"{rank}.pt")
