@@ -7,13 +7,29 @@ import numpy as np
 import pytest
 import soundfile
 
+from sec4sr_pl.cli import train
 from sec4sr_pl.data.check import main
+
+BASE = [
+    "--model.recognizer=sec4sr_pl.recognizer.Recognizer",
+    "--model.recognizer.features=LogMel",
+    "--model.recognizer.backbone=AudioNet",
+    "--model.recognizer.scorer=ClosedSet",
+    "--model.recognizer.scorer.embedding_size=32",
+    "--trainer.accelerator=cpu",
+    "--trainer.logger=false",
+    "--trainer.max_epochs=1",
+    "--trainer.enable_progress_bar=false",
+    "--data=SpeakerData",
+]
+"""A training of a small network."""
 
 
 @pytest.fixture(autouse=True)
 def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Two speakers with two utterances to train on and one to test."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.chdir(tmp_path)
     for split, count in (("train", 2), ("test", 1)):
         for speaker in ("ann", "bob"):
             for number in range(count):
@@ -76,3 +92,34 @@ def test_utterances_that_are_too_short_for_a_checkpoint_are_told(
     with pytest.raises(SystemExit):
         run(root, f"--checkpoint={checkpoint}")
     assert "short.wav has 960 samples, this recognizer needs at least 1121" in capsys.readouterr().err
+
+
+def test_training_ends_with_the_same_line_before_its_first_step(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write(root / "train" / "ann" / "stereo.wav", np.zeros((100, 2)))
+    write(root / "train" / "bob" / "short.wav", np.full(960, 0.1))  # the last, held out
+    write(root / "noise" / "many.wav", np.zeros((100, 8)))
+    noise = "{class_path: Noise, init_args: {folder: noise}}"
+    data = [f"--data.root={root}", f"--data.augmentations=[{noise}]", "--data.num_workers=0"]
+    with pytest.raises(SystemExit) as end:
+        train(["fit", *BASE, *data])
+    error = capsys.readouterr().err
+    assert end.value.code == 1 and error.count("train.py: error: ") == 1
+    for said in ("The data has 3 faults", "stereo.wav has 2", "short.wav has 960 samples", "many.wav has 8 channels"):
+        assert said in error
+
+
+def test_a_file_that_is_damaged_after_the_look_is_one_line_from_a_worker(
+    root: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for speaker in ("ann", "bob"):
+        (root / "train" / speaker / f"{speaker}-train-0.wav").unlink()
+        write(root / "train" / speaker / f"{speaker}-train-0.flac")
+        path = root / "train" / speaker / f"{speaker}-train-0.flac"
+        path.write_bytes(path.read_bytes()[:3_000])
+    data = [f"--data.root={root}", "--data.num_workers=1", "--data.batch_size=2"]
+    with pytest.raises(SystemExit) as end:
+        train(["fit", *BASE, *data])
+    error = capsys.readouterr().err
+    assert end.value.code == 1
+    (line,) = [line for line in error.splitlines() if "error:" in line]
+    assert "-train-0.flac can't be decoded" in line and "Traceback" not in error

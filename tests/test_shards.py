@@ -273,3 +273,13 @@ def test_an_index_that_promises_more_than_there_is_takes_no_memory(tmp_path: Pat
     (tmp_path / "00000.tar").write_bytes(bytes(1_000))
     with pytest.raises(audio.AudioError, match="ends 1000000000000 bytes too early"):
         audio.read(audio.Member(tmp_path / "00000.tar", "a.wav", 500, 10**12 + 500))
+
+
+def test_an_index_without_rows_or_with_a_name_twice_is_refused(tmp_path: Path) -> None:
+    folder = tmp_path / "vox1_test" / "wav"
+    folder.mkdir(parents=True)
+    row = "id1-v-1,id1,8000,16000,00000.tar,id1/v/1.wav,16044,512\n"
+    for text, said in (("", "has no row"), (row + row, "expected each name once")):
+        (folder / "index.csv").write_text(text)
+        with pytest.raises(DataError, match=rf"index\.csv .*{said}.*: make the shards again"):
+            VoxCeleb(tmp_path).utterances("test")
