@@ -23,7 +23,7 @@ def bounded(utterances: Sequence[Utterance], size: int, order: Iterable[int] | N
         ValueError: batches of nothing.
     """
     if size < 1:
-        raise ValueError(f"Expected batches of at least 1 utterance, got {size}")
+        raise ValueError(f"Expected batch_size >= 1, got {size}")
     batches: list[list[int]] = []
     batch: list[int] = []
     longest = 0
