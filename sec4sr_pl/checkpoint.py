@@ -246,6 +246,8 @@ def load_recognizer(path: str | Path, trusted: Sequence[str] = ()) -> Recognizer
         if "pytorch-lightning_version" in content:
             prefix = "recognizer."
             weights = {name[len(prefix) :]: value for name, value in weights.items() if name.startswith(prefix)}
+        if unreal := sorted(name for name, value in weights.items() if value.is_complex()):
+            raise TypeError(f"{unreal[0]} is complex")
         recognizer.load_state_dict(weights)
     except (RuntimeError, TypeError, AttributeError) as error:
         raise CheckpointError(f"The weights of {path} do not fit its own description: {error}") from error

@@ -2,7 +2,6 @@
 
 import copy
 from abc import abstractmethod
-from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
@@ -35,12 +34,14 @@ class Scorer(nn.Module):
 
     def __init__(self, speakers: int | Sequence[str]) -> None:
         super().__init__()
+        if not isinstance(speakers, int) and not all(isinstance(name, str) for name in speakers):
+            raise ValueError(f"Expected names of speakers, got {list(speakers)[:5]}")
         if isinstance(speakers, int) and speakers > self.MOST:
             raise ValueError(f"Expected at most {self.MOST:,} speakers, got {speakers}")
         names = tuple(str(index) for index in range(speakers)) if isinstance(speakers, int) else tuple(speakers)
         if len(set(names)) < len(names):
             raise ValueError(
-                f"Expected each speaker once, got {sorted(n for n, count in Counter(names).items() if count > 1)} twice"
+                f"Expected each speaker once, got {sorted({n for n in names if names.count(n) > 1})} twice"
             )
         self.speakers = names
         self.register_buffer("threshold", torch.tensor(-torch.inf))

@@ -449,7 +449,7 @@ def test_a_member_that_is_no_plain_file_inside_is_refused(tmp_path: Path, evil: 
     (tmp_path / "outside" / "secret").write_text("secret")
     path = pack(tmp_path / "a.tar.gz", member("Spk/s/u.wav"), evil, member("Spk/link/inside"))
     before = sorted(tmp_path.rglob("*"))
-    with pytest.raises(DataError, match=rf"member '{re.escape(evil.name)}' is refused"):
+    with pytest.raises(DataError, match=rf"'{re.escape(evil.name)}' in .* is refused"):
         extract(path, tmp_path / "Spk")
     assert sorted(tmp_path.rglob("*")) == before and not Path("/evil").exists()
 

@@ -14,6 +14,7 @@ from argparse import RawDescriptionHelpFormatter
 from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from http.client import HTTPException, HTTPResponse
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple
@@ -248,7 +249,7 @@ def extract(path: Path, folder: Path) -> Path:
             place = Path(scratch) / folder.name
             place.mkdir()
             with open_archive(path) as tar:
-                tar.extractall(place, filter=_plain)
+                tar.extractall(place, filter=partial(_plain, path))
                 while tar.fileobj and tar.fileobj.read(CHUNK):
                     pass  # to the end, where gzip's own checksum stands: tarfile takes a damaged header for the end
             inside = list(place.iterdir())
@@ -259,11 +260,11 @@ def extract(path: Path, folder: Path) -> Path:
     return folder
 
 
-def _plain(member: tarfile.TarInfo, folder: str) -> tarfile.TarInfo:
+def _plain(path: Path, member: tarfile.TarInfo, folder: str) -> tarfile.TarInfo:
     """The member, without owner and special permissions; the data sets need no links, so none is let through."""
     name = PurePosixPath(member.name)
     if name.is_absolute() or ".." in name.parts or not (member.isfile() or member.isdir()):
-        raise DataError(f"The archive's member '{member.name}' is refused: expected plain files and folders inside it")
+        raise DataError(f"'{member.name}' in {path} is refused: expected plain files and folders inside the archive")
     return tarfile.data_filter(member, folder)
 
 

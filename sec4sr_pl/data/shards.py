@@ -10,6 +10,7 @@ processes, on which an exact resume rests. WebDataset can read these tar files a
 """
 
 import csv
+import os
 import shutil
 import tarfile
 from collections.abc import Callable, Iterator, Sequence
@@ -44,7 +45,7 @@ def convert(data: SpeakerData, output: Path, splits: list[str] | None = None, me
     """
     if megabytes < 1:
         raise ValueError(f"Expected shards of at least 1 megabyte, got {megabytes}")
-    if data.root.resolve() == output.resolve():
+    if os.path.realpath(data.root) == os.path.realpath(output):
         raise DataError(f"Expected another folder than that of the data, got {output} for both")
     folders = {split: inside(output, split) for split in (data.splits if splits is None else splits)}
     lists = {path: inside(output, path.relative_to(data.root)) for path in data.lists if path.is_relative_to(data.root)}

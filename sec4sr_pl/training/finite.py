@@ -48,13 +48,11 @@ class FiniteLoss:
         """
         if self.first is None:
             return
-        first, seen = self.first, self.seen
-        self.seen, self.first = [], None
-        index = trainer.strategy.reduce(first.clone(), reduce_op="min")
+        firsts = trainer.strategy.all_gather(self.first).reshape(-1)
+        index, rank = firsts.min(0)
+        seen, self.seen, self.first = self.seen, [], None
         if bool(index.isfinite()):
-            told = torch.full_like(first, trainer.global_rank).where(first == index, torch.inf)
-            source = int(trainer.strategy.reduce(told, reduce_op="min"))
-            step, names = trainer.strategy.broadcast(seen[int(index) - 1], src=source)
+            step, names = trainer.strategy.broadcast(seen[int(index) - 1], src=int(rank))
             raise DivergenceError(
                 f"The loss is no finite number at step {step}, whose utterances are {', '.join(names)}{advice(trainer)}"
             )

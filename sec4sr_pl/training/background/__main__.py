@@ -20,6 +20,9 @@ from sec4sr_pl.training.background.corpus import Corpus
 from sec4sr_pl.training.background.extractor import fit_extractor
 from sec4sr_pl.training.background.mixture import fit_gmm
 
+MOST = 10_000
+"""Dimensions of an i-vector: those of others have 400 or 600."""
+
 
 @torch.no_grad()
 def train(
@@ -72,9 +75,9 @@ def train(
     data.prepare_data()
     utterances = data.dataset("train")
     names = [utterance.speaker for utterance in utterances.utterances]
-    if min(embedding_size, extractor_iterations) < 1:  # the rest is checked in time
+    if not 1 <= embedding_size <= MOST or extractor_iterations < 1:  # the rest is checked in time
         raise ValueError(
-            f"Expected at least 1 dimension of an i-vector and 1 iteration, got {embedding_size} and "
+            f"Expected from 1 to {MOST:,} dimensions of an i-vector and at least 1 iteration, got {embedding_size} and "
             f"{extractor_iterations}"
         )
     check_sizes(names, embedding_size, lda_size, plda_iterations)

@@ -134,7 +134,7 @@ def fit_plda(embeddings: Tensor, speakers: Sequence[str], iterations: int = 10) 
 def diagonal(between: Matrix, within: Matrix) -> tuple[Matrix, Matrix]:
     """Variances between speakers, largest first, and the transform to the basis in which those within are 1."""
     psi, columns = eigh(between, within)
-    return np.maximum(psi[::-1], 0.0), np.ascontiguousarray(columns.T[::-1])
+    return np.maximum(psi[::-1], 0.0).copy(), columns.T[::-1].copy()
 
 
 def improve(scatter: Scatter, around: Matrix, between: Matrix, within: Matrix) -> tuple[Matrix, Matrix]:
