@@ -2,6 +2,7 @@
 
 import copy
 from abc import abstractmethod
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
@@ -41,7 +42,7 @@ class Scorer(nn.Module):
         names = tuple(str(index) for index in range(speakers)) if isinstance(speakers, int) else tuple(speakers)
         if len(set(names)) < len(names):
             raise ValueError(
-                f"Expected each speaker once, got {sorted({n for n in names if names.count(n) > 1})} twice"
+                f"Expected each speaker once, got {sorted(n for n, count in Counter(names).items() if count > 1)} twice"
             )
         self.speakers = names
         self.register_buffer("threshold", torch.tensor(-torch.inf))

@@ -114,6 +114,11 @@ def billion_speakers(path: Path) -> None:
     described(path, {"embedding_size": 32, "speakers": 1_000_000_000})
 
 
+def same_speakers(path: Path) -> None:
+    """A name that would be counted a hundred thousand times a hundred thousand."""
+    described(path, {"embedding_size": 32, "speakers": 300_000 * ["x"]})
+
+
 def wide_speakers(path: Path) -> None:
     described(path, {"embedding_size": 1_000_000, "speakers": 900_000})
 
@@ -188,6 +193,7 @@ CASES = [
     expanded,
     expanded_speakers,
     billion_speakers,
+    same_speakers,
     wide_speakers,
     wide_backbone,
     wide_buffers,

@@ -169,7 +169,7 @@ def test_torchrun_that_is_told_to_stop_says_143(config: Path, tmp_path: Path) ->
         pytest.skip("this PyTorch has no torch.distributed")
     flags = [f"--config={config}", f"--data.root={config.parent}", f"--trainer.callbacks.dirpath={tmp_path}", WORKERS]
     shared = ["--trainer.devices=2", "--trainer.strategy=ddp", "--data.batch_size=2", "--trainer.max_epochs=10000"]
-    launcher = ["-m", "sec4sr_pl.torchrun", "--nproc-per-node=2", "--master-port=0", "--shutdown-timeout=120"]
+    launcher = ["-m", "sec4sr_pl.torchrun", "--nproc-per-node=2", "--standalone", "--shutdown-timeout=120"]
     process = started(*launcher, str(REPOSITORY / "train.py"), "fit", *flags, *shared)
     shown = once_it_works(process, tmp_path, process.terminate)
     assert process.returncode == 143, shown[-3_000:]

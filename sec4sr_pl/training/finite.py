@@ -48,11 +48,13 @@ class FiniteLoss:
         """
         if self.first is None:
             return
-        firsts = trainer.strategy.all_gather(self.first).reshape(-1)
-        index, rank = firsts.min(0)
-        seen, self.seen, self.first = self.seen, [], None
+        first, seen = self.first, self.seen
+        self.seen, self.first = [], None
+        index = trainer.strategy.reduce(first.clone(), reduce_op="min")
         if bool(index.isfinite()):
-            step, names = trainer.strategy.broadcast(seen[int(index) - 1], src=int(rank))
+            told = torch.full_like(first, trainer.global_rank).where(first == index, torch.inf)
+            source = int(trainer.strategy.reduce(told, reduce_op="min"))
+            step, names = trainer.strategy.broadcast(seen[int(index) - 1], src=source)
             raise DivergenceError(
                 f"The loss is no finite number at step {step}, whose utterances are {', '.join(names)}{advice(trainer)}"
             )
