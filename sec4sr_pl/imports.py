@@ -37,10 +37,12 @@ LISTED = {
     ),
     "pytorch_lightning.loggers": "CSVLogger CometLogger MLFlowLogger TensorBoardLogger WandbLogger",
     "pytorch_lightning.strategies": "DDPStrategy SingleDeviceStrategy",
+    "speechbrain.augment.time_domain": "DoClip DropBitResolution DropFreq FastDropChunk RandAmp SignFlip",
 }
 """Module -> names of its classes; none: all that it offers.
 
-What calls a function of its arguments (LambdaLR, LambdaCallback) or reads pickles (sharded strategies) is not here."""
+What calls a function of its arguments (LambdaLR, LambdaCallback), reads pickles (sharded strategies) or reads lists of
+files without our checks (speechbrain's AddNoise) is not here."""
 CONSTRUCTORS = ("pretrained", "from_kaldi")
 """Class methods of this package that a class path may name."""
 VARIABLE = "SEC4SR_TRUSTED"

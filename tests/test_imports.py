@@ -217,6 +217,7 @@ def test_lists_hold_exact_names(path: str) -> None:
         "sec4sr_pl.data.augment.Noise",
         "pytorch_lightning.loggers.CSVLogger",
         "pytorch_lightning.callbacks.model_checkpoint.ModelCheckpoint",
+        "speechbrain.augment.time_domain.DropFreq",
     ],
 )
 def test_both_names_of_a_listed_class_may_be_given(path: str) -> None:
@@ -236,6 +237,12 @@ def test_listed_modules_that_recognizers_are_made_of_can_be_rebuilt() -> None:
                 assert type(rebuild(description)) is cls
                 rebuilt += 1
     assert rebuilt > 40
+
+
+@pytest.mark.parametrize("augmentation", sorted(set(listed("speechbrain.augment.time_domain").values()), key=str))
+def test_augmentations_of_a_library_that_are_listed_keep_the_length_of_a_crop(augmentation: type[nn.Module]) -> None:
+    crop = torch.rand(1, 32_000) * 0.1
+    assert augmentation()(crop).shape == crop.shape
 
 
 # Checkpoints
