@@ -271,7 +271,7 @@ def test_scores_of_the_head_are_scaled_cosines_whatever_the_norms() -> None:
     with torch.autocast("cpu", dtype=torch.bfloat16):
         assert_close(head(embeddings), expected, atol=1e-4, rtol=1e-4)
     assert sum(p.numel() for p in head.parameters()) == 15
-    with pytest.raises(ValueError, match="Expected a scale above 0, got 0"):
+    with pytest.raises(ValueError, match="Expected a finite scale above 0, got 0"):
         CosineClosedSet(5, 3, scale=0)
 
 
