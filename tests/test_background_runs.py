@@ -144,8 +144,8 @@ def test_a_mixture_of_another_floor_is_another(batches: Batches, tmp_path: Path)
     ("wrong", "said"),
     [
         ({"components": 0}, "at least 1 component, got 0"),
-        ({"embedding_size": 0}, "at least 1 dimension of an i-vector and 1 iteration, got 0 and 2"),
-        ({"extractor_iterations": 0}, "at least 1 dimension of an i-vector and 1 iteration, got 5 and 0"),
+        ({"embedding_size": 0}, "dimensions of an i-vector and at least 1 iteration, got 0 and 2"),
+        ({"extractor_iterations": 0}, "dimensions of an i-vector and at least 1 iteration, got 5 and 0"),
         ({"plda_iterations": -1}, "at least 0 iterations of PLDA, got -1"),
         ({"batch_size": 0}, "batch_size"),
         ({"num_workers": -1}, "num_workers"),
