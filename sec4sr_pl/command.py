@@ -76,7 +76,8 @@ def in_one_line(error: BaseException) -> str:
 def terminable() -> Iterator[None]:
     """SIGTERM raises `Terminated` inside, once, and takes the place of an error that follows from it.
 
-    A worker that it ended too is such an error.
+    A worker that it ended too is such an error. An interruption that met the end of an object, from which Python raises
+    nothing, comes again.
     """
     received: list[Terminated] = []
     process = os.getpid()
@@ -89,10 +90,20 @@ def terminable() -> Iterator[None]:
         received.append(Terminated())
         raise received[0]
 
+    def lost(what: Any) -> None:
+        if not isinstance(what.exc_value, KeyboardInterrupt):
+            tell(what)
+            return
+        again = signal.SIGTERM if isinstance(what.exc_value, Terminated) else signal.SIGINT
+        if again is signal.SIGTERM:
+            signal.signal(again, receive)
+        threading.Timer(0.1, os.kill, (process, again)).start()
+
     if threading.current_thread() is not threading.main_thread():  # no other may listen
         yield
         return
     before = signal.signal(signal.SIGTERM, receive)
+    tell, sys.unraisablehook = sys.unraisablehook, lost
     try:
         yield
     except Exception as error:
@@ -100,6 +111,7 @@ def terminable() -> Iterator[None]:
             raise received[0] from error
         raise
     finally:
+        sys.unraisablehook = tell
         signal.signal(signal.SIGTERM, signal.SIG_IGN if isinstance(sys.exception(), Terminated) else before)
 
 

@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+import time
 import warnings
 from argparse import ArgumentError
 from collections.abc import Iterator
@@ -198,6 +199,26 @@ def test_sigterm_is_status_143_whatever_follows_from_it(
     assert stopped.value.code == 143
     assert capsys.readouterr().err == "prog: interrupted; it starts over\n"
     assert signal.getsignal(signal.SIGTERM) is signal.SIG_IGN  # a launcher may send another
+
+
+@pytest.mark.usefixtures("sigterm")
+@pytest.mark.parametrize("sent", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_that_meets_the_end_of_an_object_is_not_lost(
+    sent: signal.Signals, capsys: pytest.CaptureFixture[str]
+) -> None:
+    class Ends:
+        def __del__(self) -> None:
+            signal.raise_signal(sent)
+
+    def work() -> None:
+        Ends()
+        for _ in range(1_000):
+            time.sleep(0.01)
+
+    with pytest.raises(SystemExit) as stopped, one_line_errors("prog"):
+        work()
+    assert stopped.value.code == 128 + sent
+    assert len(capsys.readouterr().err.splitlines()) == 1
 
 
 def test_a_command_that_ends_well_gives_the_signal_back() -> None:

@@ -35,9 +35,15 @@ EVERY = 4
 """Of so many cases one is for the fast tests; all are for the slow ones."""
 
 
+def all_cases() -> Iterator[Case]:
+    """Those of all families."""
+    for family in FAMILIES:
+        yield from family.cases()
+
+
 def cases() -> Iterator[Any]:
     """All cases, as parameters."""
-    for number, case in enumerate(case for family in FAMILIES for case in family.cases()):
+    for number, case in enumerate(all_cases()):
         yield pytest.param(case, id=case.name, marks=[pytest.mark.slow] if number % EVERY else [])
 
 
