@@ -43,6 +43,8 @@ LISTED = {
 
 What calls a function of its arguments (LambdaLR, LambdaCallback), reads pickles (sharded strategies) or reads lists of
 files without our checks (speechbrain's AddNoise) is not here."""
+ALL_OR_SOME = ("sec4sr_pl", "torch", "pytorch_lightning", "lightning_fabric", "speechbrain")
+"""Packages that nobody is advised to trust as a whole, nor Python's own modules: parts of them run any code."""
 CONSTRUCTORS = ("pretrained", "from_kaldi")
 """Class methods of this package that a class path may name."""
 VARIABLE = "SEC4SR_TRUSTED"
@@ -57,7 +59,8 @@ class UntrustedError(ValueError):
 
     def __init__(self, path: str) -> None:
         package = path.partition(".")[0]
-        advice = "" if package == "sec4sr_pl" else f": add --trusted {package} if you trust that package"
+        whole = package in ALL_OR_SOME or package in sys.stdlib_module_names
+        advice = "" if whole else f": add --trusted {package} if you trust that package"
         super().__init__(f"{path} is not among what may be imported{advice}")
 
 
@@ -124,6 +127,8 @@ def add_trusted(parser: argparse.ArgumentParser) -> None:
 def guarded(args: Sequence[str] | None = None) -> Iterator[None]:
     """What jsonargparse makes inside of flags and files is of listed classes, or of packages that the flags trust.
 
+    Afterwards the process's parsers are still restricted to what is listed.
+
     Args:
         args: of the command line; None: those of the process.
 
@@ -158,7 +163,7 @@ def _restrict() -> None:
     """Let jsonargparse import no more than is listed, in this process."""
     names = {name: item for module in LISTED for name, item in listed(module).items()}
     classes = {name: item for name, item in names.items() if isinstance(item, type)}
-    inner = {f"{name}.{part}" for name, cls in classes.items() for part in {*vars(cls), *vars(type), *vars(object)}}
+    inner = {f"{name}.{part}" for name, cls in classes.items() for part in {*dir(cls), *dir(type)}}
     set_parsing_settings(
         import_path_denylist=["*", *(inner - names.keys())],  # an entry is for all that is under it
         import_path_allowlist=list(names),

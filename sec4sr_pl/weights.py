@@ -14,7 +14,7 @@ from torch import nn
 
 Network = TypeVar("Network")
 PLAIN = re.compile(
-    r"collections OrderedDict|torch\._utils _rebuild_(tensor|tensor_v2|parameter)"
+    r"collections (OrderedDict|Counter)|torch\._utils _rebuild_(tensor|tensor_v2|parameter)"
     r"|torch (?!Typed|Untyped)\w+Storage|torch ((b?float|u?int|complex)\d+\w*|bool|device|Size)"
 )
 """What a pickle of tensors and plain data names; other names that torch takes make objects of any size."""

@@ -15,6 +15,7 @@ import pytest
 import torch
 
 from sec4sr_pl.checkpoint import CheckpointError, WholeCheckpoints, load_recognizer
+from sec4sr_pl.imports import LISTED
 from sec4sr_pl.weights import read_plain
 
 SHIPPED = Path(__file__).parents[1] / "checkpoints" / "audionet_mini_natural.ckpt"
@@ -281,3 +282,34 @@ def test_shared_weights_and_files_of_old_versions_are_read(tmp_path: Path) -> No
         torch.save(plain, tmp_path / "a.pt", _use_new_zipfile_serialization=new)
         found = read_plain(tmp_path / "a.pt")
         assert all(torch.equal(found[name], plain[name]) for name in "abce") and found["d"] == plain["d"]
+
+
+SETTINGS: dict[str, dict[str, Any]] = {
+    "MultiStepLR": {"milestones": [1, 2]},
+    "StepLR": {"step_size": 1},
+    "CyclicLR": {"base_lr": 0.1, "max_lr": 0.2},
+    "OneCycleLR": {"max_lr": 0.1, "total_steps": 5},
+    "ExponentialLR": {"gamma": 0.9},
+    "CosineAnnealingLR": {"T_max": 5},
+    "CosineAnnealingWarmRestarts": {"T_0": 5},
+}
+
+
+@pytest.mark.parametrize("schedule", LISTED["torch.optim.lr_scheduler"].split())
+def test_the_state_of_each_schedule_that_may_be_named_is_read_again(schedule: str, tmp_path: Path) -> None:
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.ones(2, 2))], lr=0.1, momentum=0.9)
+    made = getattr(torch.optim.lr_scheduler, schedule)(optimizer, **SETTINGS.get(schedule, {}))
+    optimizer.step()
+    made.step(*([1.0] if schedule == "ReduceLROnPlateau" else []))
+    torch.save(made.state_dict(), tmp_path / "a.ckpt")
+    assert read_plain(tmp_path / "a.ckpt").keys() == made.state_dict().keys()
+
+
+@pytest.mark.parametrize("optimizer", LISTED["torch.optim"].split())
+def test_the_state_of_each_optimizer_that_may_be_named_is_read_again(optimizer: str, tmp_path: Path) -> None:
+    weights = torch.nn.Parameter(torch.ones(2, 2))
+    weights.grad = torch.ones(2, 2).to_sparse() if optimizer == "SparseAdam" else torch.ones(2, 2)
+    made = getattr(torch.optim, optimizer)([weights], lr=0.1)
+    made.step(weights.sum)
+    torch.save(made.state_dict(), tmp_path / "a.ckpt")
+    assert read_plain(tmp_path / "a.ckpt")["state"].keys() == made.state_dict()["state"].keys()
