@@ -61,9 +61,10 @@ class ClosedSet(Scorer):
 
     def __init__(self, embedding_size: int, speakers: int | Sequence[str]) -> None:
         super().__init__(speakers)
-        if not self.speakers or embedding_size < 1:
+        if not self.speakers or not 1 <= embedding_size <= self.MOST:
             raise ValueError(
-                f"Expected at least one speaker and one dimension, got {len(self.speakers)} and {embedding_size}"
+                f"Expected at least one speaker and one dimension, at most {self.MOST:,} of each, got "
+                f"{len(self.speakers)} and {embedding_size}"
             )
         self.embedding_size, self.trained_on = embedding_size, self.speakers
         self.head = nn.Linear(embedding_size, len(self.speakers))

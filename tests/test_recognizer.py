@@ -82,7 +82,7 @@ def test_speakers_have_names_and_each_but_one() -> None:
     assert ClosedSet(32, 3).speakers == ("0", "1", "2")
     assert ClosedSet(32, ["19", "103"]).speakers == ("19", "103")
     assert ClosedSet(32, ["19", "103"])(torch.zeros(5, 32)).shape == (5, 2)
-    with pytest.raises(ValueError, match=r"at least one speaker and one dimension, got 0"):
+    with pytest.raises(ValueError, match=r"at least one speaker and one dimension, .* got 0"):
         ClosedSet(32, [])
     with pytest.raises(ValueError, match=r"each speaker once, got \['19'\] twice"):
         ClosedSet(32, ["19", "103", "19"])

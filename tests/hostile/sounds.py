@@ -102,5 +102,5 @@ def cases() -> Iterator[Case]:
 
             unheard = command in ("trial_list", "shards", "fit") and kind in FINE
             unheard |= kind == "folder" or (command == "background" and kind == "three samples")
-            named = "" if kind == "three samples" else Path(victim).name
+            named = "" if kind in ("three samples", "folder") else Path(victim).name
             yield Case(f"{command}: {kind} as wav", COMMANDS[command], prepare, named, unheard)

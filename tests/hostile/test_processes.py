@@ -13,7 +13,9 @@ import pytest
 
 from hostile.good import BACKGROUND, EVALUATE, INPUTS
 from hostile.place import OUTPUT, Case, Command, Place
-from hostile.test_hostile import all_cases, good, place  # noqa: F401  fixtures
+from hostile.test_hostile import all_cases
+from hostile.test_hostile import good as good  # fixtures
+from hostile.test_hostile import place as place
 
 TIMEOUT = 120
 """Seconds after which a process is killed; none needs five."""
@@ -87,7 +89,7 @@ def ended(child: int) -> int | None:
 
 
 @pytest.mark.parametrize("case", cases())
-def test_alone_it_is_one_line_and_no_trace(case: Case, place: Place, tmp_path: Path) -> None:  # noqa: F811
+def test_alone_it_is_one_line_and_no_trace(case: Case, place: Place, tmp_path: Path) -> None:
     result = tmp_path / "result.json"
     child = forked(lambda: result.write_text(json.dumps(case.faults(place))), tmp_path / "log")
     assert ended(child) == 0, (tmp_path / "log").read_text()
@@ -114,7 +116,7 @@ def test_a_signal_to_all_processes_is_its_status_and_one_line(
     flags: dict[str, object],
     sign: str,
     sent: signal.Signals,
-    place: Place,  # noqa: F811
+    place: Place,
     tmp_path: Path,
 ) -> None:
     for name in INPUTS:
