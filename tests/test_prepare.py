@@ -151,6 +151,14 @@ def test_channels_are_mixed_on_request(source: Path, output: Path) -> None:
     torch.testing.assert_close(audio.read(output / "x.flac"), expected, rtol=0.0, atol=0.5 / audio.FULL_SCALE)
 
 
+def test_a_damaged_sphere_header_is_told_and_the_others_are_converted(source: Path, output: Path) -> None:
+    (source / "damaged.sph").write_bytes(b"NIST_1A\n   10x4\n" + bytes(2_000))
+    write(source / "good.wav")
+    with pytest.raises(DataError, match="1 of 2 files could not be converted"):
+        prepare(source, output, workers=0)
+    assert list(files(output)) == ["good.flac"]
+
+
 def test_two_files_that_would_become_one_are_refused_before_any_is_written(source: Path, output: Path) -> None:
     write(source / "a.wav")
     write(source / "s" / "b.mp3")

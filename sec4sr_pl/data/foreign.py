@@ -101,7 +101,8 @@ def _announced(start: bytes) -> int:
         case b"NIST":
             fields = {name: int(value) for name, value in re.findall(rb"(\w+) -i (\d+)", start)}
             sizes = [fields.get(name, 0) for name in (b"sample_count", b"sample_n_bytes", b"channel_count")]
-            return int(start[8:16]) + sizes[0] * sizes[1] * sizes[2]
+            header = re.match(rb"NIST_1A\s+(\d+)\s", start)
+            return (int(header[1]) if header else 0) + sizes[0] * sizes[1] * sizes[2]
     return 0
 
 
