@@ -14,7 +14,7 @@ from pytorch_lightning import Trainer
 
 from sec4sr_pl import audio
 from sec4sr_pl.backbones import AudioNet
-from sec4sr_pl.data import SpeakerData, Spk10, VoxCeleb
+from sec4sr_pl.data import SpeakerData, Spk10, VoxCeleb, base
 from sec4sr_pl.data.augment import Noise, OneOf, Room
 from sec4sr_pl.data.manifest import DataError, scan
 from sec4sr_pl.features import LogMel
@@ -77,13 +77,12 @@ def test_a_training_tells_all_that_is_wrong_with_its_files_in_one_message(root: 
     (root / "train" / "eve" / "empty.wav").touch()
     (root / "train" / "eve" / "gone.wav").symlink_to("nowhere.wav")
     os.mkfifo(root / "train" / "bob" / "pipe.wav")
-    (root / "train" / "zoe").mkdir()
     write(root / "noise" / "deep" / "many.wav", channels=8)
     write(root / "rooms" / "fast.wav", rate=48_000)
     with pytest.raises(DataError) as told:
         begin(root, OneOf([Noise(Path("noise"))]), Room(Path("rooms")))
     for said in (
-        r"The data has 11 faults. (1) ",
+        r"The data has 10 faults. (1) ",
         "ann/fast0.wav has 48000 samples a second, expected 16000: convert it (python -m sec4sr_pl.data.prepare), or "
         "set --data.resample true (and 3 more)",
         "bob/stereo.wav has 2 channels, expected 1",
@@ -91,7 +90,6 @@ def test_a_training_tells_all_that_is_wrong_with_its_files_in_one_message(root: 
         "eve/empty.wav is empty",
         "eve/gone.wav is a link to nothing",
         "bob/pipe.wav can't be read (it is a pipe",
-        "train/zoe holds no audio",
         "noise/deep/many.wav has 8 channels, expected 1",
     ):
         assert said in str(told.value)
@@ -150,6 +148,18 @@ def test_the_look_is_over_development_alone_where_a_checkpoint_is_validated(root
     assert "development/accuracy" in result
 
 
+def test_a_training_looks_once_at_its_speech_and_a_later_one_again(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    data = SpeakerData(root, num_workers=0, batch_size=2)
+    module = SpeakerModule(Recognizer(LogMel(), AudioNet(), ClosedSet(32, data.speakers)))
+    options: dict[str, Any] = {"logger": False, "enable_progress_bar": False, "enable_checkpointing": False}
+    looks: list[str] = []
+    monkeypatch.setattr(base, "scan", lambda root, split, *rest: looks.append(split) or scan(root, split, *rest))
+    Trainer(accelerator="cpu", max_steps=1, enable_model_summary=False, **options).fit(module, data)
+    assert looks == ["train"]
+    write(root / "train" / "ann" / "new.wav")
+    assert len(data.scan("train")) == 10
+
+
 # What is left out
 
 
@@ -170,6 +180,26 @@ def test_other_audio_beside_that_of_a_speaker_is_counted_in_a_warning(root: Path
     said = r"left out, 2 \.wav files, 2 \.mp3 files, 1 \.m4a files in 4 folders .*<speaker>/<utterance>.*data\.prepare"
     with pytest.warns(UserWarning, match=said):
         assert len(scan(root, "train")) == 9
+
+
+def test_folders_without_audio_are_left_out_with_a_warning(root: Path) -> None:
+    (root / "train" / "zoe").mkdir()
+    (root / "train" / "logs" / "deeper").mkdir(parents=True)
+    (root / "train" / "logs" / "deeper" / "log.txt").touch()
+    with pytest.warns(UserWarning, match=r"train/logs holds no audio and is left out: .* \(and 1 more\)$"):
+        assert {utterance.speaker for utterance in scan(root, "train")} == {"ann", "bob", "eve"}
+
+
+def test_other_audio_among_noises_is_counted_in_a_warning_of_a_training(root: Path) -> None:
+    for name in ("c.mp3", "deep/d.mp3", "deep/e.ogg"):
+        (root / "noise" / name).touch()
+    noise = Noise(Path("noise"))
+    with pytest.warns(
+        UserWarning, match=r"noise holds .* left out, 2 \.mp3 files, 1 \.ogg files .*data\.prepare"
+    ) as told:
+        begin(root, noise)
+    assert len(noise.sounds or []) == 2
+    assert sum("left out" in str(warning.message) for warning in told) == 1
 
 
 # Trees

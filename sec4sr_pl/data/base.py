@@ -267,7 +267,7 @@ class SpeakerData(LightningDataModule):
         self.trial_splits = list(trial_splits) or [test_split]
         self._speakers: tuple[str, ...] | None = None
         self._problems: Problems | None = None
-        self._seen: dict[str, list[Utterance]] = {}
+        self._seen: dict[Path, list[Utterance]] = {}
         self._loader: ResumableLoader | None = None
         self._position: dict[str, int] | None = None
 
@@ -320,22 +320,22 @@ class SpeakerData(LightningDataModule):
         Raises:
             DataError: no such folder, or files that can't be used.
         """
-        if split not in self._seen:
+        folder = self.root / split
+        if folder not in self._seen:
             found = scan(self.root, split, self.resample, self.folders, self._problems)
             if self._problems is None:
                 return found
-            self._seen[split] = found
-        return self._seen[split]
+            self._seen[folder] = found
+        return self._seen[folder]
 
     @contextmanager
     def collected(self) -> Iterator[Problems]:
         """What is wrong with files looked at in the block, each split once, instead of an error at the first."""
-        self._problems = Problems()
+        self._problems, self._seen = Problems(), {}
         try:
             yield self._problems
         finally:
-            self._problems = None
-            self._seen.clear()
+            self._problems, self._seen = None, {}
 
     def setup(self, stage: str) -> None:
         """Look at the headers of all that a training reads, before it begins; called by the trainer.
@@ -351,7 +351,18 @@ class SpeakerData(LightningDataModule):
                 self.look(problems, minimum)
             else:
                 self.utterances("development")
+            seen = self._seen
         problems.tell()
+        if stage == "fit":
+            self._seen = seen  # the loaders of the training need not look again
+
+    def teardown(self, stage: str) -> None:
+        """Forget the files that were looked at; called by the trainer at the end."""
+        self._seen = {}
+
+    def on_exception(self, exception: BaseException) -> None:
+        """Likewise, where a training stops."""
+        self._seen = {}
 
     def look(self, problems: Problems, minimum: int = 1) -> None:
         """Look at the headers of all that a training reads.
@@ -419,7 +430,8 @@ class SpeakerData(LightningDataModule):
         Raises:
             DataError: files that can't be used, or an augmentation's folder that is missing or holds no audio.
         """
-        self.locate_sounds()
+        if not self._seen:  # else `setup` did
+            self.locate_sounds()
         crops = Crops(self.dataset("train"), self.crop_samples, self.crops_per_utterance, self.seed, self.augmentations)
         if self.balanced:
             sampler: EpochSampler = BalancedSampler(crops, *self._world(), seed=self.seed)

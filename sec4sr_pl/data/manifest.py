@@ -134,7 +134,9 @@ def find_sounds(folder: Path, resample: bool, problems: Problems) -> list[Uttera
         resample: accept other sample rates than 16 kHz.
         problems: are told of the other files, and of a folder without any.
     """
-    files = [path for path in tree.audio_below(str(folder)) if tree.is_read(path)] if folder.is_dir() else []
+    found = [*tree.audio_below(str(folder))] if folder.is_dir() else []
+    files = [path for path in found if tree.is_read(path)]
+    tree.note_left_out(folder, [path for path in found if not tree.is_read(path)], ".wav or .flac", problems)
     if not files:
         problems.fault(folder, "is no folder with wav or flac files: expected some, 16 kHz mono")
     return [

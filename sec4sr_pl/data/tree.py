@@ -62,16 +62,12 @@ def list_files(folder: Path, folders: Sequence[str], problems: Problems) -> list
             files += own
             left += others
             sessions += len({os.path.dirname(path) for path in own}) if len(folders) > level else 0
+        elif others:
+            problems.fault(speaker, *_unread(others))
         else:
-            problems.fault(speaker, *_without_files(others))
+            problems.note(speaker, "holds no audio and is left out: fill it if it is a speaker's", "empty")
     tree = "/".join(f"<{name}>" for name in (*folders, "utterance"))
-    if left:
-        places = len({os.path.dirname(path) for path in left})
-        problems.note(
-            folder,
-            f"holds audio that is left out, {_counted(left)} in {places} folders (first {left[0]}): expected "
-            f"{tree}.wav or .flac; convert others ({CONVERT})",
-        )
+    note_left_out(folder, left, f"{tree}.wav or .flac", problems)
     if not speakers or not (files or problems.faults):
         problems.fault(folder, f"holds no {tree}.wav or .flac")
     if 1 < len(speakers) < sessions**0.5:
@@ -82,6 +78,17 @@ def list_files(folder: Path, folders: Sequence[str], problems: Problems) -> list
             f"set --data.folders, e.g. region/speaker; expected {tree}",
         )
     return files
+
+
+def note_left_out(folder: Path, left: Sequence[str], expected: str, problems: Problems) -> None:
+    """Count the audio files of a folder that are left out, if there are any."""
+    if left:
+        places = len({os.path.dirname(path) for path in left})
+        problems.note(
+            folder,
+            f"holds audio that is left out, {_counted(left)} in {places} folders (first {left[0]}): expected "
+            f"{expected}; convert others ({CONVERT})",
+        )
 
 
 def is_read(path: str) -> bool:
@@ -110,10 +117,8 @@ def _folders(folder: str, problems: Problems) -> list[str]:
     return [entry.path for entry in ordered if entry.is_dir()]
 
 
-def _without_files(others: Sequence[str]) -> tuple[str, str]:
-    """What is wrong with a speaker's folder, and the kind of that."""
-    if not others:
-        return "holds no audio: expected a speaker's wav or flac files; fill or remove it", "empty"
+def _unread(others: Sequence[str]) -> tuple[str, str]:
+    """What is wrong with a speaker's folder that holds these alone, and the kind of that."""
     if is_read(others[0]):
         return (
             f"holds {_counted(others)} at another depth (first {others[0]}), expected a speaker's files: if there are "
