@@ -31,7 +31,8 @@ class DieTogether(Die):
     def now(self, moment: str) -> None:
         self.left -= moment == self.moment
         if self.left == 0 and moment == self.moment:
-            os.killpg(0, self.sent)
+            command = ["kill", "-s", str(int(self.sent)), "--", f"-{os.getpgrp()}"]
+            subprocess.run(command, start_new_session=True, check=True)
 
 
 def in_a_group(work: Callable[[], object], log: Path) -> int:
@@ -67,6 +68,18 @@ def test_a_signal_to_the_group_with_workers_ends_the_step_and_stops(
     assert all(torch.equal(tensor, ended[name]) for name, tensor in uninterrupted[0].items())
 
 
+def test_sigterm_is_not_forgotten_over_a_later_interruption(config: Path, tmp_path: Path) -> None:
+    class DieTwice(Die):
+        def now(self, moment: str) -> None:
+            super().now(moment)
+            if self.left == 0 and moment == self.moment:
+                os.kill(os.getpid(), signal.SIGINT)
+
+    work = lambda: fit(config, tmp_path, die=DieTwice("a step begins", 2, signal.SIGTERM))  # noqa: E731
+    assert os.waitstatus_to_exitcode(forked(work, tmp_path / "log")) == 143
+    assert "stopped by SIGTERM after step 2" in (tmp_path / "log").read_text()
+
+
 def test_workers_do_not_outlive_a_training_that_is_killed(config: Path, tmp_path: Path) -> None:
     work = lambda: fit(config, tmp_path, WORKERS, die=Die("a step begins", 3))  # noqa: E731
     child = os.fork()
@@ -83,6 +96,32 @@ def test_workers_do_not_outlive_a_training_that_is_killed(config: Path, tmp_path
             break
         assert time.monotonic() - begin < 60
         time.sleep(0.2)
+
+
+ABANDONED = """
+from sec4sr_pl.data import SpeakerData
+from sys import argv
+
+def main():
+    batches = iter(SpeakerData(argv[1], batch_size=2, crop_seconds=0.1).train_dataloader())
+    assert len(next(batches).names) == 2
+    if argv[2] == "raised":
+        raise SystemExit(3)
+    return batches
+
+kept = main()
+"""
+
+
+@pytest.mark.parametrize(("how", "status"), [("left", 0), pytest.param("raised", 3, marks=pytest.mark.slow)])
+def test_a_script_ends_while_its_workers_have_more_to_read(
+    how: str, status: int, config: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    process = started("-c", ABANDONED, str(config.parent), how)
+    shown = once_it_works(process, tmp_path, lambda: None, "sec4sr_pl")
+    assert process.returncode == status, shown
+    assert not shown
 
 
 def two(config: Path, folder: Path, *flags: str) -> "subprocess.Popen[str]":
@@ -145,6 +184,39 @@ def test_sigterm_to_the_group_of_two_processes_and_their_workers(
     assert shown.count("stopped by SIGTERM after step") == 1
     assert "Traceback" not in shown
     load_recognizer(tmp_path / "last.ckpt")
+
+
+@pytest.mark.slow
+def test_an_interruption_of_one_process_is_that_of_all(endless: "subprocess.Popen[str]", tmp_path: Path) -> None:
+    interrupt = lambda: os.kill(children(endless.pid)[0], signal.SIGINT)  # noqa: E731
+    shown = once_it_works(endless, tmp_path, interrupt)
+    assert endless.returncode == 130, shown[-3_000:]
+    assert shown.count("stopped by SIGINT after step") == 1
+
+
+SLOW_LOGGER = """
+import time
+from lightning_utilities.core.rank_zero import rank_zero_only
+from pytorch_lightning.loggers import CSVLogger
+
+class Slow(CSVLogger):
+    @rank_zero_only
+    def finalize(self, status):
+        time.sleep(12)
+"""
+
+
+@pytest.mark.slow
+def test_a_logger_may_take_its_time_after_the_other_processes_have_stopped(
+    config: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "slow_logger.py").write_text(SLOW_LOGGER)
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")]))
+    logger = [f"--trainer.logger={{class_path: slow_logger.Slow, init_args: {{save_dir: {tmp_path}}}}}"]
+    process = two(config, tmp_path, "--trainer.max_epochs=10000", "--trusted=slow_logger", *logger)
+    shown = once_it_works(process, tmp_path, process.terminate)
+    assert process.returncode == 143, shown[-3_000:]
+    assert shown.count("stopped by SIGTERM after step") == 1
 
 
 def test_a_dead_process_is_named(endless: "subprocess.Popen[str]", tmp_path: Path) -> None:

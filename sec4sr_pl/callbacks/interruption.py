@@ -5,9 +5,12 @@ import signal
 from pathlib import Path
 from typing import Any
 
+import torch
 from pytorch_lightning import LightningModule, Trainer
 from pytorch_lightning.callbacks import Checkpoint, ModelCheckpoint
 from pytorch_lightning.utilities.exceptions import SIGTERMException
+
+from sec4sr_pl.processes import unobserved
 
 
 def validation_follows(trainer: Trainer) -> bool:
@@ -72,13 +75,13 @@ class SIGINTException(Exception):  # noqa: N818  named as Lightning's
 class StopOnSignal(Checkpoint):
     """On SIGTERM or Ctrl-C: end the step, write `last.ckpt` where checkpoints are kept, stop.
 
-    Ctrl-C again stops at once. A signal to any process stops all of them at the same step, which costs a boolean
-    all-reduce at each. Where validation follows, that and one more step come first. As a `Checkpoint` it is called
-    after all other callbacks, such as weight averaging, have seen the step.
+    Ctrl-C again stops at once. A signal to any process stops all of them at the same step and with its status, for
+    which they share one number at each. Where validation follows, that and one more step come first. As a `Checkpoint`
+    it is called after all other callbacks, such as weight averaging, have seen the step.
     """
 
     def __init__(self) -> None:
-        self.received: int | None = None
+        self.received: set[int] = set()
 
     def on_sanity_check_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Listen."""
@@ -92,9 +95,9 @@ class StopOnSignal(Checkpoint):
         """Instead of Lightning, whose handler talks to other processes wherever it interrupts; it cleans up for us."""
 
         def note(number: int, *_: Any) -> None:
-            if number == signal.SIGINT and self.received == number:
+            if number == signal.SIGINT and number in self.received:
                 raise KeyboardInterrupt
-            self.received = number
+            self.received.add(number)
             if number == signal.SIGINT:
                 os.write(2, b"\nstopping after this step; Ctrl-C again to stop at once\n")
 
@@ -108,15 +111,15 @@ class StopOnSignal(Checkpoint):
             SIGTERMException: after the checkpoint is written.
             SIGINTException: likewise, after Ctrl-C.
         """
-        if not trainer.strategy.reduce_boolean_decision(self.received is not None, all=False):
+        own = torch.tensor(max(self.received, default=0), device=trainer.strategy.root_device)
+        asked = int(trainer.strategy.reduce(own, reduce_op="max"))  # SIGTERM is above SIGINT
+        if not asked or trainer.fit_loop._should_accumulate() or validation_follows(trainer):
             return
-        if trainer.fit_loop._should_accumulate() or validation_follows(trainer):
-            return
-        asked = signal.Signals(self.received or signal.SIGTERM)
-        message = f"stopped by {asked.name} after step {trainer.global_step}"
+        message = f"stopped by {signal.Signals(asked).name} after step {trainer.global_step}"
         folder = next((c.dirpath for c in trainer.checkpoint_callbacks if isinstance(c, ModelCheckpoint)), None)
         if folder is not None:
             path = Path(folder) / f"{ModelCheckpoint.CHECKPOINT_NAME_LAST}{ModelCheckpoint.FILE_EXTENSION}"
             trainer.save_checkpoint(path)
             message += f": resume with --ckpt_path {path}"
+        unobserved()  # loggers may now take longer than the other processes
         raise (SIGINTException if asked == signal.SIGINT else SIGTERMException)(message)

@@ -1,6 +1,9 @@
 """A data module over folders of speakers: crops for training, whole utterances for everything else."""
 
+import multiprocessing
+import os
 import signal
+import threading
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from itertools import chain, islice
@@ -8,6 +11,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
+from lightning_fabric.utilities.seed import pl_worker_init_function
 from pytorch_lightning import LightningDataModule
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
@@ -137,6 +141,22 @@ class BalancedSampler(EpochSampler):
         return torch.stack(queues, 1).gather(1, shuffled).flatten()[: self.size].tolist()
 
 
+def begin_work(worker: int) -> None:
+    """Let a worker, which is born deaf to signals, be ended by the process that started it, and draw as Lightning asks.
+
+    A loader, and Python's own exit, end their workers by SIGTERM and may wait for them without limit.
+    """
+    pl_worker_init_function(worker)  # Lightning's own, which it gives to loaders that have no other
+    parent = multiprocessing.parent_process()
+
+    def listen() -> None:
+        while parent and signal.sigwaitinfo({signal.SIGTERM}).si_pid != parent.pid:
+            pass
+        os._exit(0)
+
+    threading.Thread(target=listen, daemon=True).start()
+
+
 class ResumableLoader(DataLoader[Item]):
     """Keeps in checkpoints how many batches of the epoch were taken, and goes on after them.
 
@@ -151,7 +171,7 @@ class ResumableLoader(DataLoader[Item]):
         self.taken, self.resumed = self.resumed, 0
         self.sampler.start = self.taken * self.batch_size  # type: ignore[attr-defined, operator]
         before = signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGTERM, signal.SIGINT))
-        try:  # workers are born deaf: a signal to all processes is for this one, which ends them
+        try:  # workers are born deaf: a signal to all processes is for this one, which alone ends them
             batches = super().__iter__()
         finally:
             signal.pthread_sigmask(signal.SIG_SETMASK, before)
@@ -443,6 +463,7 @@ class SpeakerData(LightningDataModule):
             sampler=sampler,
             collate_fn=collate,
             num_workers=self.num_workers,
+            worker_init_fn=begin_work,
             persistent_workers=self.num_workers > 0,
             pin_memory=torch.cuda.is_available(),
         )
