@@ -1,6 +1,7 @@
 """A checkpoint goes on with the training that wrote it: what differs is said before the first step, in one line."""
 
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from test_resume import config as config  # fixtures
 from test_resume import somewhere_else as somewhere_else
 
 from sec4sr_pl import cli
+from sec4sr_pl.training.resume import changed_speakers
 
 
 @pytest.fixture(scope="module")
@@ -117,6 +119,26 @@ def test_paths_loggers_workers_and_watching_callbacks_may_change(config: Path, t
     ]
     arguments = [f"--config={config}", "--trainer.max_epochs=2", f"--ckpt_path={trained / 'last.ckpt'}", *flags]
     assert cli.train(["fit", *arguments]).trainer.global_step == 8
+
+
+def test_steps_of_more_batches_in_later_epochs_go_on(config: Path, tmp_path: Path) -> None:
+    accumulates = "{class_path: GradientAccumulationScheduler, init_args: {scheduling: {1: 2}}}"
+    flags = ["--trainer.max_epochs=2", f"--trainer.callbacks+={accumulates}"]
+    assert fit(config, tmp_path, *flags).trainer.global_step == 6
+    assert fit(config, tmp_path, *flags, "--ckpt_path=last").trainer.global_step == 6
+
+
+def test_many_speakers_are_compared_at_once() -> None:
+    class Counted(list[str]):
+        passes = 0
+
+        def __iter__(self) -> Iterator[str]:
+            self.passes += 1
+            return super().__iter__()
+
+    then, now = (Counted(map(str, range(first, first + 100))) for first in (0, 1))
+    assert changed_speakers(then, now) == "the speakers of the data: 1 new ('100'), 1 gone ('0')"
+    assert max(then.passes, now.passes) < 4
 
 
 def test_without_a_schedule_more_epochs_are_welcome_and_the_same(plain: Path, tmp_path: Path) -> None:

@@ -21,7 +21,7 @@ from sec4sr_pl.recognizer import Recognizer
 from sec4sr_pl.scoring import CosineClosedSet
 from sec4sr_pl.training.finite import FiniteLoss, check_weights
 from sec4sr_pl.training.objectives import Standard, TrainingObjective
-from sec4sr_pl.training.resume import KEY, check_lengths, check_resume, facts
+from sec4sr_pl.training.resume import KEY, check_lengths, check_resume, facts, lengths
 from sec4sr_pl.types import Batch
 
 FINDERS = (LearningRateFinder, BatchSizeFinder)
@@ -80,6 +80,7 @@ class SpeakerModule(LightningModule):
         self.configuration: dict[str, Any] | None = None
         self.finite = FiniteLoss()
         self.resumed: dict[str, Any] = {}
+        self.lengths: dict[str, int | None] = {}
         self.benign_accuracy = Fraction()
         self.adversarial_accuracy = Fraction()
         self.development_accuracy = Fraction()
@@ -199,5 +200,6 @@ class SpeakerModule(LightningModule):
 
     def on_fit_start(self) -> None:
         """Likewise, now that the length of the training is known."""
+        self.lengths = lengths(self.trainer)  # as it begins: callbacks may change how many batches are a step
         check_lengths(self, self.resumed)
         self.resumed = {}

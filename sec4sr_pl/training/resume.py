@@ -44,7 +44,7 @@ def short(item: Mapping[str, Any]) -> str:
 
 def facts(module: Any) -> dict[str, Any]:
     """What a checkpoint keeps of its training, as plain data."""
-    return {"configuration": configured(module), "lengths": lengths(module.trainer)}
+    return {"configuration": configured(module), "lengths": module.lengths}
 
 
 def configured(module: Any) -> dict[str, Any] | None:
@@ -87,8 +87,9 @@ def told(value: Any) -> str:
 
 def changed_speakers(then: Sequence[str], now: Sequence[str]) -> str | None:
     """How two lists of speakers, which labels index, differ."""
-    new = [name for name in now if name not in set(then)]
-    gone = [name for name in then if name not in set(now)]
+    before, after = set(then), set(now)
+    new = [name for name in now if name not in before]
+    gone = [name for name in then if name not in after]
     parts = [f"{len(names)} {what} ('{names[0]}')" for names, what in ((new, "new"), (gone, "gone")) if names]
     if not parts and list(then) != list(now):
         parts.append("in another order")
@@ -116,7 +117,7 @@ def check_resume(module: Any, checkpoint: Mapping[str, Any]) -> None:
 
 
 def check_lengths(module: Any, checkpoint: Mapping[str, Any]) -> None:
-    """Compare what is known only when the data and its processes are.
+    """Compare `module.lengths`, known only when the data and its processes are.
 
     Raises:
         CheckpointError: what differs, in one line.
@@ -129,7 +130,7 @@ def check_lengths(module: Any, checkpoint: Mapping[str, Any]) -> None:
         module.trainer,
         [
             f"{name}: {then[name]} then, {value} now"
-            for name, value in lengths(module.trainer).items()
+            for name, value in module.lengths.items()
             if then.get(name) not in (None, value) and (scheduled or name != STEPS)
         ],
     )
