@@ -16,6 +16,7 @@ from pytorch_lightning.callbacks import ModelCheckpoint, RichProgressBar
 from pytorch_lightning.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 from pytorch_lightning.loggers import CSVLogger
 from pytorch_lightning.strategies import DDPStrategy, SingleDeviceStrategy
+from pytorch_lightning.strategies.launchers import _MultiProcessingLauncher
 from pytorch_lightning.utilities.exceptions import SIGTERMException
 
 import sec4sr_pl.attacks
@@ -170,12 +171,18 @@ class SpeakerCLI(LightningCLI):
         trainer = super().instantiate_trainer(**kwargs)
         if not isinstance(trainer.strategy, (SingleDeviceStrategy, DDPStrategy)):  # others' checkpoints hold pickles
             raise ValueError(f"Expected the strategy auto or ddp, got {type(trainer.strategy).__name__}")
+        if isinstance(trainer.strategy.launcher, _MultiProcessingLauncher):
+            raise ValueError("Expected the strategy auto or ddp, got one of ddp_spawn, ddp_fork and ddp_notebook")
         trainer.strategy.checkpoint_io = WholeCheckpoints()
         for logger in trainer.loggers if trainer.is_global_zero else []:
             if isinstance(logger, CSVLogger):
                 logger._experiment = AppendingWriter(logger.log_dir)
         for callback in trainer.checkpoint_callbacks if self.subcommand == "fit" else []:
             folder = callback.dirpath if isinstance(callback, ModelCheckpoint) else None
+            if isinstance(callback, ModelCheckpoint) and callback.save_last == "link":
+                raise ValueError(
+                    "Expected save_last true or false of ModelCheckpoint, got link: it could not be replaced"
+                )
             if folder is not None and "://" not in str(folder):
                 if self.config[self.subcommand].ckpt_path is None and any(Path(folder).glob("*.ckpt")):
                     rank_zero_warn(f"{folder} holds checkpoints, which are written over: --ckpt_path last goes on")

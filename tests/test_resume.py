@@ -412,6 +412,17 @@ def error_of(config: Path, folder: Path, *flags: str) -> str:
     return line
 
 
+@pytest.mark.parametrize(
+    ("flag", "said"),
+    [
+        ("--trainer.strategy=ddp_spawn", "Expected the strategy auto or ddp, got one of ddp_spawn"),
+        ("--trainer.callbacks+={class_path: ModelCheckpoint, init_args: {save_last: link}}", "Expected save_last true"),
+    ],
+)
+def test_what_would_fail_at_the_end_is_refused_at_the_start(flag: str, said: str, config: Path, tmp_path: Path) -> None:
+    assert error_of(config, tmp_path, flag).startswith(f"train.py: error: {said}")
+
+
 def test_a_full_disk_is_one_error_and_leaves_the_last_checkpoint_whole(config: Path, small_disk: Path) -> None:
     text = error_of(config, small_disk)
     assert text.startswith(f"train.py: error: The checkpoint {small_disk / 'last.ckpt'} can't be written (No space")
