@@ -11,13 +11,15 @@ import stat
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from glob import escape
+from functools import cache
 from pathlib import Path, PurePath
 
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 """What the system says of a disk without room."""
 STALE = 3600.0
 """Seconds without a write after which a hidden file was left by a kill."""
+HIDDEN = re.compile(r"\..+\.[0-9a-f]{16}\.partial", re.DOTALL)
+"""The name of a file that is not yet whole."""
 LONGEST = 200
 """Bytes of a file's name, which leaves room for what is put before and behind it."""
 LARGEST = 1_000_000_000
@@ -37,8 +39,8 @@ def whole(path: str | Path) -> Iterator[Path]:
     """An empty hidden file beside a file, to write to; at the end of the block it is on the disk and takes its place.
 
     Each call has a hidden file of its own, so several may write one file: a reader meets one of them, whole. An error
-    leaves the file as it was, and nothing else. A kill leaves `.<name>.<random>.partial` as well, which a later call
-    for the same file removes once it is an hour old.
+    leaves the file as it was, and nothing else. A kill leaves `.<name>.<random>.partial` as well, which a later process
+    that writes into the folder removes if it is an hour old.
 
     Args:
         path: of the file, whose folder is made if missing.
@@ -93,14 +95,20 @@ def refuse_others(path: Path) -> None:
 
 def _hidden(path: Path) -> Path:
     """An empty file beside another, of a name that nobody can know before, with the mode that the umask gives."""
-    beginning = path.name[: LONGEST // 4]
-    for left in path.parent.glob(f".{escape(beginning)}.*.partial"):
-        with suppress(OSError):  # gone, or not ours
-            if time.time() - left.lstat().st_mtime > STALE:
-                left.unlink()
-    partial = path.with_name(f".{beginning}.{secrets.token_hex(8)}.partial")
+    _sweep(path.parent.absolute())
+    partial = path.with_name(f".{path.name[: LONGEST // 4]}.{secrets.token_hex(8)}.partial")
     partial.touch(exist_ok=False)  # exclusive: neither another's file nor where a link points
     return partial
+
+
+@cache
+def _sweep(folder: Path) -> None:
+    """Remove the hidden files that kills left in a folder; once a process, as a listing of many files takes long."""
+    for left in os.scandir(folder):
+        if HIDDEN.fullmatch(left.name):
+            with suppress(OSError):  # gone, or not ours
+                if time.time() - left.stat(follow_symlinks=False).st_mtime > STALE:
+                    os.unlink(left.path)
 
 
 @contextmanager

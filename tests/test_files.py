@@ -92,18 +92,28 @@ def test_a_full_disk_or_a_kill_leaves_the_file_as_it_was(
     assert len(hidden) == left and all(name.startswith(".file.txt.") for name in hidden)
 
 
-def test_what_a_kill_left_is_removed_by_a_later_writer_of_the_same_file(tmp_path: Path) -> None:
-    path = tmp_path / "file.txt"
-    forked(die, path)
-    forked(die, tmp_path / "other.txt")
-    with whole(path) as partial:  # another may be at work on it
-        partial.write_text("new")
-        assert len(names(tmp_path)) == 3
+def test_what_kills_left_an_hour_ago_is_removed_by_a_later_process_that_writes_into_the_folder(tmp_path: Path) -> None:
+    for name in ("file.txt", "other.txt"):
+        forked(die, tmp_path / name)
+    (tmp_path / ".mine.partial").touch()
     for hidden in tmp_path.glob(".*"):
         os.utime(hidden, (hidden.stat().st_mtime - STALE - 1,) * 2)
-    write(path, "newer")
-    (kept,) = names(tmp_path) - {"file.txt"}
-    assert kept.startswith(".other.txt.") and path.read_text() == "newer"
+    forked(die, tmp_path / "young.txt")  # another may be at work on it
+    forked(lambda path: write(path, "new"), tmp_path / "file.txt")
+    mine, young = sorted(names(tmp_path) - {"file.txt"})
+    assert mine == ".mine.partial" and young.startswith(".young.txt.")
+    assert (tmp_path / "file.txt").read_text() == "new"
+
+
+def test_of_many_files_that_are_written_into_a_folder_the_first_alone_lists_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    listed = []
+    scandir = os.scandir
+    monkeypatch.setattr(os, "scandir", lambda folder: listed.append(folder) or scandir(folder))  # type: ignore[func-returns-value]
+    for number in range(3):
+        write(tmp_path / f"{number}.txt", "text")
+    assert len(listed) == 1
 
 
 def write_often(path: Path, text: str) -> None:
