@@ -52,7 +52,7 @@ def at_home(config: Any) -> Any:
         return type(config)(**{name: at_home(value) for name, value in vars(config).items()})
     if isinstance(config, dict):
         return {name: at_home(value) for name, value in config.items()}
-    if isinstance(config, (list, tuple)):
+    if type(config) in (list, tuple):  # a named tuple takes its fields one by one
         return type(config)(map(at_home, config))
     if isinstance(config, (str, Path)) and (config == Path("~") or str(config).startswith("~/")):
         return type(config)(os.path.expanduser(config))

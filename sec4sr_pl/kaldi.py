@@ -80,7 +80,9 @@ class Reader:
             self.text = read_text(path, largest=4_000_000_000)
         except FileNotFoundError as error:
             raise KaldiError(f"There is no file {path}") from error
-        except (OSError, ValueError) as error:
+        except OSError as error:
+            raise KaldiError(f"{path} can't be read ({error.strerror})") from error
+        except ValueError as error:
             raise KaldiError(f"{error}: write it with Kaldi's copy tools and --binary=false") from error
 
     def error(self, expected: str, came: str) -> KaldiError:

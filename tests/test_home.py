@@ -11,6 +11,7 @@ import soundfile
 from conftest import MakeRecognizer
 
 from sec4sr_pl import command, enrollment
+from sec4sr_pl.audio import AudioInfo
 from sec4sr_pl.checkpoint import save_recognizer
 from sec4sr_pl.cli import train
 from sec4sr_pl.data import Spk10, download
@@ -71,6 +72,8 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         ("a~/b", "a~/b"),
         (None, None),
         (7, 7),
+        (("~/a", 7), ("HOME/a", 7)),
+        (AudioInfo(frames=3, rate=2, channels=1), AudioInfo(frames=3, rate=2, channels=1)),
     ],
 )
 def test_only_a_tilde_before_the_first_slash_is_the_home(

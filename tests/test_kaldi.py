@@ -192,6 +192,8 @@ def test_binary_and_missing_files_are_named(case: Case, tmp_path: Path) -> None:
         case.read(tmp_path / "binary")
     with pytest.raises(kaldi.KaldiError, match=r"There is no file .*missing"):
         case.read(tmp_path / "missing")
+    with pytest.raises(kaldi.KaldiError, match=r"below can't be read \(Not a directory\)$"):
+        case.read(tmp_path / "binary" / "below")
 
 
 def test_a_file_that_can_not_be_written_whole_leaves_the_old_one(tmp_path: Path, monkeypatch: Any) -> None:
