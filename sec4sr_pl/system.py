@@ -24,6 +24,11 @@ def command(name: str) -> str | None:
     return None if is_bare() else shutil.which(name)
 
 
+def cores() -> int:
+    """Processors that this process may use: a container or a batch system may give fewer than there are."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 def is_bare() -> bool:
     """Whether to do without."""
     return bool(os.environ.get("SEC4SR_BARE"))

@@ -14,7 +14,7 @@ import soundfile
 import torch
 from numpy.typing import NDArray
 
-from sec4sr_pl import audio
+from sec4sr_pl import audio, system
 from sec4sr_pl.data import SpeakerData, foreign
 from sec4sr_pl.data.manifest import DataError
 from sec4sr_pl.data.prepare import main, prepare
@@ -157,6 +157,15 @@ def test_a_damaged_sphere_header_is_told_and_the_others_are_converted(source: Pa
     with pytest.raises(DataError, match="1 of 2 files could not be converted"):
         prepare(source, output, workers=0)
     assert list(files(output)) == ["good.flac"]
+
+
+def test_processors_that_a_process_may_not_use_do_not_count() -> None:
+    before = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, {min(before)})
+    try:
+        assert system.cores() == 1
+    finally:
+        os.sched_setaffinity(0, before)
 
 
 def test_two_files_that_would_become_one_are_refused_before_any_is_written(source: Path, output: Path) -> None:

@@ -280,7 +280,8 @@ class SpeakerData(LightningDataModule):
         self.crop_samples, self.crops_per_utterance = to_samples(crop_seconds, "crop_seconds"), crops_per_utterance
         self.development_fraction = development_fraction
         self.development_samples = to_samples(development_seconds, "development_seconds", 0.0)
-        self.folders = "/".join(parse(folders))
+        parse(folders)  # refuses what names no speaker
+        self.folders = folders
         self.augmentations = list(augmentations)
         self.balanced, self.resample, self.seed = balanced, resample, seed
         self.trial_list = None if trials is None else self.root / trials

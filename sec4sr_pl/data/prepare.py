@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from torch.utils.data import DataLoader, Dataset
 
-from sec4sr_pl import audio
+from sec4sr_pl import audio, system
 from sec4sr_pl.command import command
 from sec4sr_pl.data import foreign
 from sec4sr_pl.data.manifest import DataError
@@ -55,7 +55,7 @@ class Conversions(Dataset[Outcome]):
         return "converted", ""
 
 
-def prepare(source: Path, output: Path, mix: bool = False, workers: int = os.cpu_count() or 1) -> None:
+def prepare(source: Path, output: Path, mix: bool = False, workers: int = system.cores()) -> None:
     """Make a tree of 16-bit flac files, 16 kHz mono, of the audio of another, with the same folders and names.
 
     A file that can't be converted is told, and the others are done. A killed command goes on: what is whole and newer

@@ -1,6 +1,5 @@
 """The contract of a codec: encode, decode, and give back as many samples, in time with those that came."""
 
-import os
 from abc import abstractmethod
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
@@ -16,6 +15,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn.functional import avg_pool2d, pad
 
+from sec4sr_pl import system
 from sec4sr_pl.defenses.base import Defense
 from sec4sr_pl.types import SAMPLE_RATE, mask_padding
 
@@ -119,7 +119,7 @@ class Codec(Defense):
         """The same size, on the 16-bit grid."""
         integers = (signal * 32_768.0).round().clamp(-32_768, 32_767).to("cpu", torch.int16).numpy()
         rows = [row[:length] for row, length in zip(integers, lengths.tolist(), strict=True)]
-        with ThreadPoolExecutor(min(len(rows) or 1, os.cpu_count() or 1)) as threads:
+        with ThreadPoolExecutor(min(len(rows) or 1, system.cores())) as threads:
             decoded = list(threads.map(self.coded, rows))
         out = [pad(torch.from_numpy(row), (0, signal.shape[1] - len(row))) for row in decoded]
         return torch.stack(out).to(signal) / 32_768.0 + 0.0 * signal if out else signal, lengths  # NaN stays NaN
