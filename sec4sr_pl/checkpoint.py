@@ -287,8 +287,15 @@ def export(checkpoint: Path, destination: Path) -> None:
     Args:
         checkpoint: of train.py.
         destination: the file to write.
+
+    Raises:
+        ValueError: it is the checkpoint itself, which would be written over.
+        CheckpointError: as `load_recognizer`.
+        OSError: it can't be written.
     """
     destination = Path(destination)
+    if destination.resolve() == Path(checkpoint).resolve():
+        raise ValueError(f"Expected another destination than {checkpoint}, which would be written over")
     save_recognizer(load_recognizer(checkpoint), destination)
     sums = {**read_checksums(destination.parent), destination.name: checksum(destination)}
     with whole(destination.parent / CHECKSUMS) as partial:

@@ -140,6 +140,10 @@ class SpeakerCLI(LightningCLI):
         if config.ckpt_path == "last":
             kept = classes(config.trainer.callbacks, "ModelCheckpoint", "LastCheckpoint")
             folders = [Path(checkpoint.dirpath) for checkpoint in kept if checkpoint.dirpath]
+            if not folders:
+                raise ValueError(
+                    "Expected a dirpath of LastCheckpoint or ModelCheckpoint, in which --ckpt_path last looks, got none"
+                )
             files = {path for folder in folders for path in folder.glob("last*.ckpt")}
             config.ckpt_path = str(max(files, key=lambda path: path.stat().st_mtime, default="last"))
         if not Path(config.ckpt_path).is_file():

@@ -389,6 +389,8 @@ def make(
     """
     if (recognizer is None) == (checkpoint is None):
         raise ValueError("Expected either a recognizer or a checkpoint")
+    if checkpoint is not None and output.resolve() == checkpoint.resolve():
+        raise ValueError(f"Expected another output than {checkpoint}, which would be written over")
     check_writable(output)
     made = load_recognizer(checkpoint) if recognizer is None else recognizer  # type: ignore[arg-type]
     if scorer is not None:

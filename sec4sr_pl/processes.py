@@ -1,27 +1,58 @@
 """Processes of one command: they end together, and with a line that says why."""
 
+import os
 import re
 import signal
 import subprocess
 import threading
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from typing import Any
 
 import torch
-from lightning_fabric.strategies.launchers.subprocess_script import _ChildProcessObserver
+from lightning_fabric.strategies.launchers import subprocess_script
 from lightning_utilities.core.rank_zero import rank_zero_only
 
 GRACE = 5
 """Seconds in which a process may end by itself."""
+STOPPED = {
+    128 + signal.SIGTERM: signal.SIGTERM,
+    -signal.SIGTERM: signal.SIGTERM,
+    128 + signal.SIGINT: signal.SIGINT,
+    -signal.SIGINT: signal.SIGINT,
+}
+"""How a process ends that was told to, and by what."""
 LOST = re.compile(r"connection (was )?(closed|reset)|broken pipe|socket closed|recvvalue failed", re.IGNORECASE)
 """What the libraries that connect processes say where another one is gone."""
 
 
+class Observer(subprocess_script._ChildProcessObserver):
+    """Lightning's kills this process where one that it started failed; where that was told to stop, this ends alike.
+
+    A process that waits for another, which is gone, hears of no signal.
+    """
+
+    def _run(self) -> bool:
+        asked = next((STOPPED[code] for child in self._child_processes if (code := child.poll()) in STOPPED), None)
+        if asked is None:
+            return super()._run()
+        time.sleep(GRACE)
+        if not self._child_processes:  # this process has heard, and is about to end
+            return True
+        for child in self._child_processes:
+            child.kill()
+        os.write(2, f"stopped by {asked.name} while the processes of this command waited for each other\n".encode())
+        os._exit(128 + asked)
+
+
+subprocess_script._ChildProcessObserver = Observer  # type: ignore[misc]
+
+
 def unobserved() -> None:
-    """Keep Lightning's observer from killing this process where another one has ended as it should."""
+    """Keep the observer from ending this process where another one has ended as it should."""
     for thread in threading.enumerate():
-        if isinstance(thread, _ChildProcessObserver):
+        if isinstance(thread, Observer):
             thread._child_processes = []
 
 

@@ -34,7 +34,7 @@ def look_over(text: str) -> None:
         if isinstance(event, yaml.CollectionStartEvent):
             parts.append((event.anchor, 1))
             if len(parts) > DEPTH:
-                raise ConfigError(f"more than {DEPTH} levels")
+                raise ConfigError(f"it has more than {DEPTH} levels")
             continue
         if isinstance(event, yaml.CollectionEndEvent):
             anchor, size = parts.pop()
@@ -51,7 +51,7 @@ def look_over(text: str) -> None:
         above, before = parts.pop()
         parts.append((above, before + size))
         if before + size > NODES:
-            raise ConfigError(f"more than {NODES:,} values, or an alias of itself")
+            raise ConfigError(f"it has more than {NODES:,} values, or an alias of itself")
 
 
 def load(text: str) -> Any:
@@ -77,15 +77,15 @@ def read(path: Any) -> str:
     """The text of a file of arguments, in place of jsonargparse's own reading.
 
     Raises:
-        ValueError: as `read_text`, no YAML, or as `look_over`.
+        ValueError: as `read_text`, no YAML, or as `load`.
     """
     text = read_text(Path(path), BYTES)
     try:
-        look_over(text)
+        load(text)
     except yaml.YAMLError as error:
-        raise ConfigError(f"{path} is no YAML: {' '.join(str(error).split())}") from error
+        raise ConfigError(f"{path} is no YAML of plain data: {' '.join(str(error).split())}") from error
     except ConfigError as error:
-        raise ConfigError(f"{path} is not read: it has {error}") from error
+        raise ConfigError(f"{path} is not read: {error}") from error
     return text
 
 

@@ -555,3 +555,11 @@ def test_export_is_a_command(trained: tuple[Path, Recognizer], tmp_path: Path, m
     monkeypatch.setattr(sys, "argv", ["checkpoint.py", str(trained[0]), str(tmp_path / "a.pt")])
     runpy.run_module("sec4sr_pl.checkpoint", run_name="__main__")
     assert (tmp_path / "SHA256SUMS").read_text() == f"{digest(tmp_path / 'a.pt')}  a.pt\n"
+
+
+def test_an_export_does_not_write_over_its_checkpoint(tmp_path: Path, recognizer: Recognizer) -> None:
+    save_recognizer(recognizer, tmp_path / "a.ckpt")
+    before = (tmp_path / "a.ckpt").read_bytes()
+    with pytest.raises(ValueError, match=r"a\.ckpt, which would be written over"):
+        export(tmp_path / "a.ckpt", tmp_path / "." / "a.ckpt")
+    assert (tmp_path / "a.ckpt").read_bytes() == before

@@ -235,3 +235,18 @@ def test_the_export_of_a_checkpoint_that_is_not_there_is_one_line(
         checkpoint.main([str(tmp_path / "none.ckpt"), str(tmp_path / "out.ckpt")])
     assert stopped.value.code == 1 and list(tmp_path.iterdir()) == []
     assert capsys.readouterr().err.startswith("python -m sec4sr_pl.checkpoint: error: There is no checkpoint ")
+
+
+def test_a_resume_of_the_last_checkpoint_does_not_start_over_where_nobody_says_in_which_folder_it_lies(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    with pytest.raises(SystemExit):
+        train(
+            [
+                "fit",
+                f"--config={CONFIGS / 'train' / 'demo.yaml'}",
+                "--trainer.callbacks=LastCheckpoint",
+                "--ckpt_path=last",
+            ]
+        )
+    assert "Expected a dirpath of LastCheckpoint or ModelCheckpoint" in capsys.readouterr().err

@@ -23,6 +23,7 @@ from sec4sr_pl.training.finite import FiniteLoss, check_weights
 from sec4sr_pl.training.objectives import Standard, TrainingObjective
 from sec4sr_pl.training.resume import KEY, check_lengths, check_resume, facts, lengths
 from sec4sr_pl.types import Batch
+from sec4sr_pl.weights import check_finite
 
 FINDERS = (LearningRateFinder, BatchSizeFinder)
 SchedulerCallable = Callable[[Optimizer, int], LRScheduler]
@@ -193,7 +194,8 @@ class SpeakerModule(LightningModule):
         checkpoint[KEY] = facts(self)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Refuse to go on with another training's checkpoint."""
+        """Refuse to go on with another training's checkpoint, or one of NaN."""
+        check_finite(checkpoint["state_dict"])
         if self._trainer is not None:
             check_resume(self, checkpoint)
             self.resumed = {name: checkpoint[name] for name in (KEY, "lr_schedulers") if name in checkpoint}

@@ -1,0 +1,35 @@
+"""A command of several processes, one of which ended as it was told to, ends alike."""
+
+import signal
+import subprocess
+import sys
+
+import pytest
+
+SCRIPT = """
+import os, subprocess, sys, time
+from sec4sr_pl import processes
+processes.GRACE = 0
+child = subprocess.Popen([sys.executable, "-c", "import os; os._exit({code})"])
+observer = processes.subprocess_script._ChildProcessObserver(os.getpid(), [child], sleep_period=0)
+if {heard}:
+    observer._child_processes = []
+observer.start()
+time.sleep(2 if {heard} else 60)
+"""
+
+
+@pytest.mark.parametrize(
+    ("code", "heard", "status"),
+    [
+        (143, False, 143),
+        pytest.param(130, False, 130, marks=pytest.mark.slow),
+        pytest.param(1, False, -signal.SIGKILL, marks=pytest.mark.slow),  # as Lightning does
+        pytest.param(143, True, 0, marks=pytest.mark.slow),
+    ],
+)
+def test_a_process_that_waits_for_one_that_was_stopped_ends_with_its_status(
+    code: int, heard: bool, status: int
+) -> None:
+    made = subprocess.run([sys.executable, "-c", SCRIPT.format(code=code, heard=heard)], timeout=120, check=False)
+    assert made.returncode == status
