@@ -111,8 +111,10 @@ class StopOnSignal(Checkpoint):
             SIGTERMException: after the checkpoint is written.
             SIGINTException: likewise, after Ctrl-C.
         """
-        own = torch.tensor(max(self.received, default=0), device=trainer.strategy.root_device)
-        asked = int(trainer.strategy.reduce(own, reduce_op="max"))  # SIGTERM is above SIGINT
+        asked = max(self.received, default=0)  # SIGTERM is above SIGINT
+        if trainer.world_size > 1:
+            own = torch.tensor(asked, device=trainer.strategy.root_device)
+            asked = int(trainer.strategy.reduce(own, reduce_op="max"))
         if not asked or trainer.fit_loop._should_accumulate() or validation_follows(trainer):
             return
         message = f"stopped by {signal.Signals(asked).name} after step {trainer.global_step}"
