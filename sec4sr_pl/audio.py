@@ -137,9 +137,19 @@ def _source(file: BinaryIO) -> BinaryIO | int:
     return file if isinstance(file, io.BytesIO) else file.fileno()
 
 
+def _beginning(file: BinaryIO) -> bytes:
+    """The first 12 bytes, or of a flac stream behind an ID3 tag, which some programs write, the first of that."""
+    start = file.read(12)
+    if start[:3] == b"ID3" and len(start) == 12:
+        file.seek(10 + (start[6] << 21 | start[7] << 14 | start[8] << 7 | start[9]))
+        if (behind := file.read(4)) == b"fLaC":
+            return behind
+    return start
+
+
 def _header(file: BinaryIO, path: Path | Member) -> AudioInfo:
     """The header of an open file."""
-    start = file.read(12)
+    start = _beginning(file)
     if not start:
         raise AudioError(f"{path} is empty: expected a wav or flac file; replace or remove it")
     if start[:4] != b"fLaC" and not (start[:4] in (b"RIFF", b"RF64") and start[8:] == b"WAVE"):

@@ -127,6 +127,17 @@ def test_the_word_data_in_a_comment_is_no_data_chunk(tmp_path: Path) -> None:
     assert np.array_equal(audio.read(path).numpy() * 32_768, integers())
 
 
+def test_flac_behind_an_id3_tag_is_read(tmp_path: Path) -> None:
+    path = write(tmp_path / "a.flac")
+    path.write_bytes(b"ID3\3\0\0\0\0\1\2" + bytes(130) + path.read_bytes())
+    assert audio.info(path) == (16_000, 16_000, 1)
+    assert np.array_equal(audio.read(path, 9_000, 100).numpy() * audio.FULL_SCALE, integers()[9_000:9_100])
+    for other in (b"ID3", b"ID3\3\0\0\0\0\1\2" + bytes(130) + b"\xff\xfb\x90\0"):
+        path.write_bytes(other)
+        with pytest.raises(AudioError):
+            audio.info(path)
+
+
 # Resampling
 
 
