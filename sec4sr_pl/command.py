@@ -110,6 +110,9 @@ def terminable() -> Iterator[None]:
         if received:
             raise received[0] from error
         raise
+    else:
+        if received:  # and taken for an error that may be passed over
+            raise received[0]
     finally:
         sys.unraisablehook = tell
         signal.signal(signal.SIGTERM, signal.SIG_IGN if isinstance(sys.exception(), Terminated) else before)

@@ -7,6 +7,7 @@ import time
 import warnings
 from argparse import ArgumentError
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -199,6 +200,13 @@ def test_sigterm_is_status_143_whatever_follows_from_it(
     assert stopped.value.code == 143
     assert capsys.readouterr().err == "prog: interrupted; it starts over\n"
     assert signal.getsignal(signal.SIGTERM) is signal.SIG_IGN  # a launcher may send another
+
+
+@pytest.mark.usefixtures("sigterm")
+def test_sigterm_that_a_library_takes_for_an_error_of_its_own_is_status_143() -> None:
+    with pytest.raises(SystemExit) as stopped, one_line_errors("prog"), suppress(BaseException):
+        signal.raise_signal(signal.SIGTERM)
+    assert stopped.value.code == 143
 
 
 @pytest.mark.usefixtures("sigterm")
