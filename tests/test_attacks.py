@@ -210,7 +210,8 @@ def test_a_row_does_not_depend_on_its_batch_mates(
         with torch.no_grad():
             together = Objective().loss(recognizer(result.waveforms, lengths), labels)[1]
             apart = Objective().loss(recognizer(alone.waveforms), labels[1:2])[0]
-        assert float(apart) == pytest.approx(float(together), rel=1e-3)
+        # a minimum-norm attack ends beside the boundary, at a loss of nearly 0: scores are the same within 1e-4
+        assert float(apart) == pytest.approx(float(together), rel=1e-3, abs=1e-4)
 
 
 @EVERY_ATTACK
