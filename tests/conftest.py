@@ -1,6 +1,7 @@
 """Fixtures that every test shares: devices, real speech, a recognizer with plausible random weights."""
 
 import os
+import signal
 from collections.abc import Callable, Sequence
 from multiprocessing import forkserver
 from pathlib import Path
@@ -37,6 +38,11 @@ def pytest_sessionfinish() -> None:
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     """Tell the CPU time of the tests and of the processes that they started."""
     terminalreporter.write_line(f"{sum(os.times()[:4]):.0f} s of CPU time; a whole run stays below 600 s")
+
+
+def pytest_configure() -> None:
+    """Hear Ctrl-C, as commands that tests start do; a shell lets jobs in the background ignore it."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session", autouse=True)
