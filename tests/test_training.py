@@ -469,7 +469,7 @@ def schedules(recognizer: Recognizer, crops: Batch, warmup: float = 0.3, **argum
         recognizer,
         Standard(noise=0.0),
         optimizer=sgd,
-        scheduler=lambda optimizer, steps: OneCycle(optimizer, steps, max_lr=0.1, rise=0.5),
+        scheduler=lambda optimizer, steps: OneCycle(optimizer, steps, max_lr=1e-4, rise=0.5),
     )
     batches = [part_of(crops, [row]) for row in range(4)]
     trainer(callbacks=[EpsilonSchedule(warmup), watch], **arguments).fit(module, loader(batches))
@@ -488,12 +488,12 @@ def test_the_budget_rises_linearly_to_its_full_size(recognizer: Recognizer, crop
 def test_one_cycle_spans_the_training(accumulated: int, recognizer: Recognizer, crops: Batch) -> None:
     rates = schedules(recognizer, crops, max_epochs=4, accumulate_grad_batches=accumulated).rates
     assert len(rates) == 16 // accumulated
-    assert rates[0] == pytest.approx(0.1 / 25)
+    assert rates[0] == pytest.approx(1e-4 / 25)
     peak = len(rates) // 2 - 1
-    assert rates[peak] == pytest.approx(0.1)
+    assert rates[peak] == pytest.approx(1e-4)
     assert rates[: peak + 1] == sorted(rates[: peak + 1])
     assert rates[peak:] == sorted(rates[peak:], reverse=True)
-    assert rates[-1] < 0.1 / 25 / 1_000
+    assert rates[-1] < 1e-4 / 25 / 1_000
 
 
 def test_without_a_scheduler_the_learning_rate_is_constant(
