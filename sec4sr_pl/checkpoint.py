@@ -22,7 +22,7 @@ from torch.nn.modules.module import (
 
 from sec4sr_pl.audio import Member
 from sec4sr_pl.command import command
-from sec4sr_pl.files import read_text, whole
+from sec4sr_pl.files import read_text, same, whole
 from sec4sr_pl.imports import check, trusted_packages
 from sec4sr_pl.recognizer import Recognizer
 from sec4sr_pl.weights import CheckpointError as CheckpointError
@@ -294,7 +294,7 @@ def export(checkpoint: Path, destination: Path) -> None:
         OSError: it can't be written.
     """
     destination = Path(destination)
-    if destination.resolve() == Path(checkpoint).resolve():
+    if same(destination, checkpoint):
         raise ValueError(f"Expected another destination than {checkpoint}, which would be written over")
     save_recognizer(load_recognizer(checkpoint), destination)
     sums = {**read_checksums(destination.parent), destination.name: checksum(destination)}

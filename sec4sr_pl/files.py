@@ -79,6 +79,11 @@ def check_writable(path: str | Path) -> None:
         _hidden(folder / path.name).unlink()
 
 
+def same(path: str | Path, other: str | Path) -> bool:
+    """Whether two paths are of one file, there or not; a link that leads to itself is told where it is opened."""
+    return os.path.realpath(path) == os.path.realpath(other)
+
+
 def refuse_others(path: Path) -> None:
     """Refuse to write where something else than a plain file has the name.
 

@@ -37,7 +37,9 @@ def pytest_sessionfinish() -> None:
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     """Tell the CPU time of the tests and of the processes that they started."""
-    terminalreporter.write_line(f"{sum(os.times()[:4]):.0f} s of CPU time; a whole run stays below 600 s")
+    terminalreporter.write_line(
+        f"{sum(os.times()[:4]):.0f} s of CPU time; of a whole run on a quiet machine, at most 600 are wanted"
+    )
 
 
 def pytest_configure() -> None:
