@@ -21,7 +21,7 @@ from sec4sr_pl.recognizer import Recognizer
 from sec4sr_pl.scoring import CosineClosedSet
 from sec4sr_pl.training.finite import FiniteLoss, check_weights
 from sec4sr_pl.training.objectives import Standard, TrainingObjective
-from sec4sr_pl.training.resume import KEY, check_lengths, check_resume, facts, lengths
+from sec4sr_pl.training.resume import KEY, check_resume, check_training_lengths, facts, lengths
 from sec4sr_pl.types import Batch
 from sec4sr_pl.weights import check_finite
 
@@ -203,5 +203,5 @@ class SpeakerModule(LightningModule):
     def on_fit_start(self) -> None:
         """Likewise, now that the length of the training is known."""
         self.lengths = lengths(self.trainer)  # as it begins: callbacks may change how many batches are a step
-        check_lengths(self, self.resumed)
+        check_training_lengths(self, self.resumed)
         self.resumed = {}

@@ -116,7 +116,7 @@ def check_resume(module: Any, checkpoint: Mapping[str, Any]) -> None:
     refuse(module.trainer, found)
 
 
-def check_lengths(module: Any, checkpoint: Mapping[str, Any]) -> None:
+def check_training_lengths(module: Any, checkpoint: Mapping[str, Any]) -> None:
     """Compare `module.lengths`, known only when the data and its processes are.
 
     Raises:

@@ -73,7 +73,6 @@ IMPORTS = (
     "evil.Evil",
 )
 """What would run code, import a module of the current folder, or write a file."""
-LAMBDA = "{class_path: torch.optim.lr_scheduler.LambdaLR, init_args: {lr_lambda: os.system}}"
 PARTS: dict[tuple[str, str], tuple[str, ...]] = {
     ("evaluate", "data"): IMPORTS,
     ("evaluate", "defenses"): tuple(f"[{value}]" for value in IMPORTS),
