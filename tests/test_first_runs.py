@@ -4,6 +4,7 @@ import warnings
 from pathlib import Path
 
 import pytest
+import wandb
 import yaml
 from test_resume import CONFIG, REPOSITORY, error_of, fit
 from test_resume import config as config  # fixtures
@@ -49,9 +50,11 @@ def test_a_first_run_warns_of_nothing_and_a_second_in_its_place_of_what_it_write
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always")
             cli.train(["fit", f"--config={tmp_path / 'train.yaml'}"])
+        wandb.finish()
         return [str(w.message) for w in caught if issubclass(w.category, UserWarning)]
 
     assert warned() == []
     told = warned()
     assert any("runs/mini_adversarial holds checkpoints, which are written over" in text for text in told)
     assert any("metrics.csv held" in text and "it begins anew" in text for text in told)
+    wandb.teardown()  # its service keeps the environment of this test
