@@ -34,7 +34,10 @@ class Observer(subprocess_script._ChildProcessObserver):
     """
 
     def _run(self) -> bool:
-        asked = next((STOPPED[code] for child in self._child_processes if (code := child.poll()) in STOPPED), None)
+        codes = [child.poll() for child in self._child_processes]
+        if not any(codes):
+            return all(code == 0 for code in codes)  # else one that ends now as it was told to would be a failure below
+        asked = next((STOPPED[code] for code in codes if code in STOPPED), None)
         if asked is None:
             return super()._run()
         time.sleep(GRACE)

@@ -274,10 +274,14 @@ CONTEXTS: dict[str, Callable[[], AbstractContextManager[Any]]] = {
     "no_grad": torch.no_grad,
     "inference_mode": torch.inference_mode,
 }
+EVERY_CONTEXT = pytest.mark.parametrize(
+    "context",
+    [pytest.param(c, id=n, marks=[pytest.mark.slow] if n == "no_grad" else []) for n, c in CONTEXTS.items()],
+)
 
 
 @pytest.mark.parametrize("as_function", [False, True], ids=["module", "function"])
-@pytest.mark.parametrize("context", CONTEXTS.values(), ids=CONTEXTS)
+@EVERY_CONTEXT
 @EVERY_ATTACK
 def test_the_result_is_the_same_in_training_validation_and_inference_mode(
     attack: Attack,
@@ -301,7 +305,9 @@ def test_the_result_is_the_same_in_training_validation_and_inference_mode(
     assert all(parameter.grad is None for parameter in recognizer.parameters())
 
 
-@pytest.mark.parametrize("context", [nullcontext, torch.no_grad, torch.inference_mode])
+@pytest.mark.parametrize(
+    "context", [*(pytest.param(c, marks=pytest.mark.slow) for c in (nullcontext, torch.no_grad)), torch.inference_mode]
+)
 @EVERY_ATTACK
 def test_attacks_work_under_bf16_autocast(
     attack: PGD,
@@ -363,7 +369,7 @@ def state(module: nn.Module) -> tuple[Any, ...]:
     )
 
 
-@pytest.mark.parametrize("context", CONTEXTS.values(), ids=CONTEXTS)
+@EVERY_CONTEXT
 @EVERY_ATTACK
 def test_the_model_comes_back_as_it_was(
     attack: Attack,

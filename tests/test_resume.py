@@ -233,7 +233,11 @@ def check_kill(
 
 @pytest.mark.parametrize(
     "place",
-    [("a step ended", 14), ("a checkpoint is half written", 3), ("a step begins", 9)],  # the last: after a validation
+    [
+        pytest.param(("a step ended", 14), marks=pytest.mark.slow),
+        ("a checkpoint is half written", 3),
+        pytest.param(("a step begins", 9), marks=pytest.mark.slow),  # after a validation
+    ],
     ids=lambda p: p[0],
 )
 def test_a_killed_training_ends_with_the_same_weights(
@@ -296,10 +300,10 @@ def test_the_shipped_configurations_keep_the_last_checkpoint_at_each_validation(
 @pytest.mark.parametrize(
     ("moment", "number", "step"),
     [
-        ("a step begins", 7, 7),
+        pytest.param("a step begins", 7, 7, marks=pytest.mark.slow),
         ("a step begins", 8, 9),
-        ("validation", 2, 9),
-    ],  # first: the sanity check
+        pytest.param("validation", 2, 9, marks=pytest.mark.slow),  # the first is the sanity check
+    ],
     ids=["in a step", "in the last step before a validation", "in a validation"],
 )
 def test_sigterm_ends_the_step_writes_a_checkpoint_and_stops(

@@ -55,19 +55,39 @@ DEFENSES = "--model.recognizer.init_args.defenses=[{class_path: FeCo, init_args:
     [
         (SGD, "model.optimizer: Adam then, SGD now"),
         ("--model.optimizer.init_args.lr=0.1", "model.optimizer.lr: 0.005 then, 0.1 now"),
-        ("--model.scheduler.init_args.max_lr=0.1", "model.scheduler.max_lr: 0.005 then, 0.1 now"),
-        ("--model.scheduler=null", "model.scheduler: OneCycle then, None now"),
+        pytest.param(
+            "--model.scheduler.init_args.max_lr=0.1",
+            "model.scheduler.max_lr: 0.005 then, 0.1 now",
+            marks=pytest.mark.slow,
+        ),
+        pytest.param("--model.scheduler=null", "model.scheduler: OneCycle then, None now", marks=pytest.mark.slow),
         (DEFENSES, "model.recognizer.defenses[0].ratio: 0.5 then, 0.25 now"),
-        ("--model.recognizer.init_args.defenses=[]", "model.recognizer.defenses: [FeCo] then, [] now"),
-        ("--model.objective=Standard", "model.objective: AdversarialTraining then, Standard now"),
-        ("--model.objective.attack.steps=2", "model.objective.attack.steps: 1 then, 2 now"),
-        ("--model.seed=1", "model.seed: 0 then, 1 now"),
+        pytest.param(
+            "--model.recognizer.init_args.defenses=[]",
+            "model.recognizer.defenses: [FeCo] then, [] now",
+            marks=pytest.mark.slow,
+        ),
+        pytest.param(
+            "--model.objective=Standard",
+            "model.objective: AdversarialTraining then, Standard now",
+            marks=pytest.mark.slow,
+        ),
+        pytest.param(
+            "--model.objective.attack.steps=2", "model.objective.attack.steps: 1 then, 2 now", marks=pytest.mark.slow
+        ),
+        pytest.param("--model.seed=1", "model.seed: 0 then, 1 now", marks=pytest.mark.slow),
         ("--data.seed=1", "data.seed: 0 then, 1 now"),
-        ("--data.crop_seconds=0.3", "data.crop_seconds: 0.4 then, 0.3 now"),
-        ("--data.development_fraction=0.2", "data.development_fraction: 0.1 then, 0.2 now"),
+        pytest.param("--data.crop_seconds=0.3", "data.crop_seconds: 0.4 then, 0.3 now", marks=pytest.mark.slow),
+        pytest.param(
+            "--data.development_fraction=0.2", "data.development_fraction: 0.1 then, 0.2 now", marks=pytest.mark.slow
+        ),
         ("--data.batch_size=4", "the utterances of a batch over all processes: 5 then, 4 now"),
         ("--trainer.max_epochs=3", "the steps of the whole training, over which its schedule is laid: 8 then, 12 now"),
-        ("--trainer.accumulate_grad_batches=2", "over which its schedule is laid: 8 then, 4 now"),
+        pytest.param(
+            "--trainer.accumulate_grad_batches=2",
+            "over which its schedule is laid: 8 then, 4 now",
+            marks=pytest.mark.slow,
+        ),
     ],
 )
 def test_another_training_is_refused_and_the_difference_said(flag: str, said: str, config: Path, trained: Path) -> None:

@@ -47,7 +47,11 @@ def in_a_group(work: Callable[[], object], log: Path) -> int:
 
 @pytest.mark.parametrize(
     ("moment", "sent", "status"),
-    [("a step begins", signal.SIGTERM, 143), ("validation", signal.SIGTERM, 143), ("a step ended", signal.SIGINT, 130)],
+    [
+        ("a step begins", signal.SIGTERM, 143),
+        pytest.param("validation", signal.SIGTERM, 143, marks=pytest.mark.slow),
+        pytest.param("a step ended", signal.SIGINT, 130, marks=pytest.mark.slow),
+    ],
 )
 def test_a_signal_to_the_group_with_workers_ends_the_step_and_stops(
     moment: str,
@@ -237,6 +241,7 @@ class Patient(Callback):
 """
 
 
+@pytest.mark.slow
 def test_a_dead_process_is_named(config: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """By this process, where Lightning's observer, which kills it without a word, is not faster."""
     flags = ["--trainer.max_epochs=10000", *brought("patient", PATIENT, tmp_path, monkeypatch)]
