@@ -5,7 +5,7 @@ import os
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 from urllib.parse import urlparse
 
 import yaml
@@ -81,9 +81,9 @@ class LoggedConfig(SaveConfigCallback):
 
     def save_config(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Called by the base on the first process."""
-        config = plain(self.parser, self.config)
+        configuration = cast(SpeakerModule, pl_module).configuration or {}
         for logger in trainer.loggers:
-            logger.log_hyperparams(config)
+            logger.log_hyperparams(configuration)
 
 
 class SpeakerCLI(LightningCLI):

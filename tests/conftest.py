@@ -1,8 +1,10 @@
 """Fixtures that every test shares: devices, real speech, a recognizer with plausible random weights."""
 
+import copy
 import os
 import signal
 from collections.abc import Callable, Sequence
+from functools import lru_cache
 from multiprocessing import forkserver
 from pathlib import Path
 from typing import Any
@@ -128,8 +130,26 @@ def frames(speech: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
     return found
 
 
+@pytest.fixture(scope="session")
+def settled(recorded_once: tuple[Tensor, Tensor]) -> Callable[..., Recognizer]:
+    """What `make_recognizer` copies; the last few are kept, since each takes passes over `speech`."""
+
+    @lru_cache(maxsize=16)
+    def make(
+        speakers: int | tuple[str, ...], seed: int, features: Callable[[], FrontEnd], backbone: Callable[[], Any]
+    ) -> Recognizer:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            network = backbone()
+            recognizer = Recognizer(features(), network, ClosedSet(network.embedding_size, speakers))
+        settle(recognizer, *recorded_once)
+        return recognizer
+
+    return make
+
+
 @pytest.fixture
-def make_recognizer(recorded_once: tuple[Tensor, Tensor]) -> MakeRecognizer:
+def make_recognizer(settled: Callable[..., Recognizer]) -> MakeRecognizer:
     """A factory of small recognizers in eval mode, on the CPU, whose scores and gradients are not degenerate."""
 
     def make(
@@ -144,12 +164,9 @@ def make_recognizer(recorded_once: tuple[Tensor, Tensor]) -> MakeRecognizer:
         Batch norms know the statistics of `speech`, and each speaker's score has mean 0 and deviation 3 over `speech`,
         so that decisions differ between utterances.
         """
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
-            network = backbone()
-            recognizer = Recognizer(features(), network, ClosedSet(network.embedding_size, speakers))
-        settle(recognizer, *recorded_once)
-        return Recognizer(recognizer.features, recognizer.backbone, recognizer.scorer, defenses).eval()
+        names = speakers if isinstance(speakers, int) else tuple(speakers)
+        parts = copy.deepcopy(settled(names, seed, features, backbone))
+        return Recognizer(parts.features, parts.backbone, parts.scorer, defenses).eval()
 
     return make
 
