@@ -1,6 +1,5 @@
 """White-box attacks: what every attack promises, equality with foolbox and ART, and a model that is only borrowed."""
 
-import copy
 import itertools
 import math
 import sys
@@ -37,7 +36,6 @@ from sec4sr_pl.attacks.gradient import attack_loss
 from sec4sr_pl.recognizer import Recognizer
 from sec4sr_pl.types import REJECT, valid_mask
 
-MakeRecognizer = Callable[..., Recognizer]
 Speech = tuple[Tensor, Tensor]
 
 ATTACKS: dict[str, tuple[Attack, int]] = {  # and the forward rows an utterance: gradients, restarts compared, success
@@ -81,17 +79,6 @@ GOALS = {
     "OSI": Objective(threshold=0.0),
     "OSI, targeted": Objective(threshold=0.0, targeted=True),
 }
-
-
-BUILT: list[Recognizer] = []
-
-
-@pytest.fixture
-def recognizer(make_recognizer: MakeRecognizer) -> Recognizer:
-    """A copy of one recognizer, which costs less than another one."""
-    if not BUILT:
-        BUILT.append(make_recognizer())
-    return copy.deepcopy(BUILT[0])
 
 
 @pytest.fixture
