@@ -125,7 +125,13 @@ class Observed(nn.Module):
 # What every attack promises
 
 
-@pytest.mark.parametrize("objective", GOALS.values(), ids=GOALS)
+@pytest.mark.parametrize(
+    "objective",
+    [
+        pytest.param(g, id=n, marks=[] if n in ("CSI", "OSI, targeted") else [pytest.mark.slow])
+        for n, g in GOALS.items()
+    ],
+)
 @EVERY_ATTACK
 def test_every_attack_keeps_its_promises(
     attack: PGD,
@@ -267,7 +273,7 @@ EVERY_CONTEXT = pytest.mark.parametrize(
 )
 
 
-@pytest.mark.parametrize("as_function", [False, True], ids=["module", "function"])
+@pytest.mark.parametrize("as_function", [False, pytest.param(True, marks=pytest.mark.slow)], ids=["module", "function"])
 @EVERY_CONTEXT
 @EVERY_ATTACK
 def test_the_result_is_the_same_in_training_validation_and_inference_mode(

@@ -117,7 +117,8 @@ kept = main()
 """
 
 
-@pytest.mark.parametrize(("how", "status"), [("left", 0), pytest.param("raised", 3, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize(("how", "status"), [("left", 0), ("raised", 3)])
 def test_a_script_ends_while_its_workers_have_more_to_read(
     how: str, status: int, config: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
