@@ -1,12 +1,15 @@
 """A training that is told to stop by a signal, or that loses one of its processes, says so in one line and a status."""
 
 import contextlib
+import multiprocessing
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
 from collections.abc import Callable
+from multiprocessing import resource_sharer
 from pathlib import Path
 
 import pytest
@@ -18,6 +21,7 @@ from test_resume import uninterrupted as uninterrupted
 
 from sec4sr_pl.backbones import AudioNet
 from sec4sr_pl.checkpoint import load_recognizer, save_recognizer
+from sec4sr_pl.data.base import begin_work
 from sec4sr_pl.features import LogMel
 from sec4sr_pl.recognizer import Recognizer
 from sec4sr_pl.scoring import ClosedSet
@@ -70,6 +74,22 @@ def test_a_signal_to_the_group_with_workers_ends_the_step_and_stops(
     assert forked(lambda: train_on(config, tmp_path, None, WORKERS), tmp_path / "log") == 0
     ended = final(tmp_path)
     assert all(torch.equal(tensor, ended[name]) for name, tensor in uninterrupted[0].items())
+
+
+def test_a_loader_that_is_gone_is_no_fault_of_its_worker(tmp_path: Path) -> None:
+    def worker() -> None:
+        sys.stderr = (tmp_path / "log").open("w", buffering=1)
+        begin_work(0)
+        address = resource_sharer.DupFd(os.pipe()[1])._id[0]  # type: ignore[attr-defined]
+        with socket.socket(socket.AF_UNIX) as loader:
+            loader.connect(address)
+        resource_sharer.stop(timeout=10)  # once it has answered
+
+    process = multiprocessing.get_context("fork").Process(target=worker)
+    process.start()
+    process.join()
+    assert process.exitcode == 0
+    assert (tmp_path / "log").read_text() == ""
 
 
 def test_sigterm_is_not_forgotten_over_a_later_interruption(config: Path, tmp_path: Path) -> None:

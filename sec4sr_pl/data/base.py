@@ -3,11 +3,13 @@
 import multiprocessing
 import os
 import signal
+import sys
 import threading
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from itertools import chain, islice
 from pathlib import Path
+from types import TracebackType
 from typing import Any, ClassVar
 
 import torch
@@ -155,6 +157,13 @@ def begin_work(worker: int) -> None:
         os._exit(0)
 
     threading.Thread(target=listen, daemon=True).start()
+
+    def fault(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+        """Only of the thread that hands batches over: the loader tells what the work itself raises."""
+        if not issubclass(kind, (ConnectionError, EOFError)):  # the loader ended while it took one
+            sys.__excepthook__(kind, error, trace)
+
+    sys.excepthook = fault
 
 
 class ResumableLoader(DataLoader[Item]):
