@@ -10,7 +10,15 @@ SCRIPT = """
 import os, subprocess, sys, time
 from sec4sr_pl import processes
 processes.GRACE = 0
-child = subprocess.Popen([sys.executable, "-c", "import os; os._exit({code})"])
+
+class Late(subprocess.Popen):  # ends between the first look at it and the second
+    looks = 0
+
+    def poll(self):
+        self.looks += 1
+        return None if self.looks == 1 else self.wait()
+
+child = Late([sys.executable, "-c", "import os; os._exit({code})"])
 observer = processes.subprocess_script._ChildProcessObserver(os.getpid(), [child], sleep_period=0)
 if {heard}:
     observer._child_processes = []
