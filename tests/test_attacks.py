@@ -404,7 +404,13 @@ def test_the_model_comes_back_as_it_was_when_the_attack_raises(call: int, loud: 
 # The fast path
 
 
-@EVERY_ATTACK
+@pytest.mark.parametrize(
+    ("attack", "queries"),
+    [
+        pytest.param(*case, id=name, marks=[pytest.mark.slow] * ("draws" in name or "restarts" in name))
+        for name, case in ATTACKS.items()
+    ],
+)
 def test_a_recognizers_fused_form_is_attacked_like_itself(
     attack: Attack, queries: int, speech: Speech, recognizer: Recognizer
 ) -> None:

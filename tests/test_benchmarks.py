@@ -12,7 +12,7 @@ from test_background_runs import run
 ROOT = Path(__file__).parent.parent
 HELPERS = {"naive", "setting", "turns"}
 BENCHMARKS = sorted({path.stem for path in (ROOT / "benchmarks").glob("*.py")} - HELPERS)
-QUICKEST = ("power_spectrum", "prefilter")
+QUICKEST = ("power_spectrum",)
 
 
 @pytest.mark.parametrize(

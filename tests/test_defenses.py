@@ -83,7 +83,13 @@ TABLE = [
 ]
 
 
-@pytest.fixture(params=TABLE, ids=[row.name for row in TABLE])
+ALIKE = ("MP3Variable", "AACVariable", "FeCo half")
+"""They differ from another row in a parameter of its encoder, or of its own."""
+
+
+@pytest.fixture(
+    params=[pytest.param(row, id=row.name, marks=[pytest.mark.slow] * (row.name in ALIKE)) for row in TABLE]
+)
 def row(request: pytest.FixtureRequest) -> Row:
     found: Row = request.param
     try:
@@ -196,7 +202,11 @@ def test_only_a_randomized_defense_draws_and_a_seed_repeats_its_draws(row: Row, 
 
 
 @pytest.mark.parametrize(
-    "duplicate", [copy.deepcopy, lambda defense: pickle.loads(pickle.dumps(defense))], ids=["deepcopy", "pickle"]
+    "duplicate",
+    [
+        pytest.param(copy.deepcopy, id="deepcopy"),
+        pytest.param(lambda defense: pickle.loads(pickle.dumps(defense)), id="pickle", marks=pytest.mark.slow),
+    ],
 )
 def test_a_copy_goes_on_with_the_draws_of_its_original_but_by_itself(
     row: Row, signal: tuple[Tensor, Tensor], duplicate: Callable[[Defense], Defense]

@@ -53,7 +53,13 @@ def test_scores_and_gradients_are_those_of_the_plain_model(recognizer: Recognize
     assert functional.cosine_similarity(*gradients, dim=1).min() >= 0.99999
 
 
-@pytest.mark.parametrize("precision", [torch.float32, torch.float64], ids=["single", "double"])
+@pytest.mark.parametrize(
+    "precision",
+    [
+        pytest.param(torch.float32, id="single"),
+        pytest.param(torch.float64, id="double", marks=pytest.mark.slow),
+    ],
+)
 def test_pgd_reaches_the_loss_of_the_plain_model(
     recognizer: Recognizer, name: str, precision: torch.dtype, waveforms: Tensor
 ) -> None:

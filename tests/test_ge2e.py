@@ -55,6 +55,7 @@ def network() -> GE2E:
 # the front end
 
 
+@pytest.mark.slow  # librosa compiles itself first
 def test_mel_is_the_spectrogram_of_librosa_and_two_frames_in_which_the_window_leaves(
     speech: tuple[Tensor, Tensor],
 ) -> None:

@@ -91,7 +91,7 @@ def uninitialized(path: Path) -> None:
 
 def many_objects(path: Path) -> None:
     """A set for each byte."""
-    repacked(path, lambda _: b"\x80\x02" + 20_000_000 * b"]" + b".")
+    repacked(path, lambda _: b"\x80\x02" + 7_000_000 * b"]" + b".")
 
 
 def expanded(path: Path) -> None:
@@ -142,9 +142,9 @@ def steep_slopes(path: Path) -> None:
 
 
 def many_defenses(path: Path) -> None:
-    """One description at two million places."""
+    """One description at many places."""
     defense = {"class_path": "sec4sr_pl.defenses.Quantization", "init_args": {}}
-    described(path, defenses=[defense] * 600_000)
+    described(path, defenses=[defense] * 200_000)
 
 
 def doubled(path: Path) -> None:

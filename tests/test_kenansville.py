@@ -190,6 +190,7 @@ def test_methods_and_rounds_are_in_the_name() -> None:
     assert Kenansville("ssa", 8, 3).name == "Kenansville-ssa-8-EOT3"
 
 
+@pytest.mark.slow
 @METHODS
 def test_real_speech_falls_before_most_of_it_is_gone(method: Any, shipped: Any) -> None:
     recognizer, waveforms, lengths, labels = (part[:4] if isinstance(part, Tensor) else part for part in shipped)

@@ -355,6 +355,7 @@ def two_processes(config: Path, folder: Path, *flags: str, stop: bool) -> tuple[
     return process.returncode, shown
 
 
+@pytest.mark.slow
 def test_sigterm_to_one_of_two_processes_stops_both(config: Path, tmp_path: Path) -> None:
     status, shown = two_processes(config, tmp_path, "--trainer.max_epochs=10000", stop=True)
     assert status == 143, shown[-3_000:]

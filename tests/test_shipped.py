@@ -37,6 +37,7 @@ def test_a_shipped_checkpoint_has_its_checksum_and_loads(path: Path) -> None:
     assert len(load_recognizer(path).scorer.speakers) == 251
 
 
+@pytest.mark.slow
 def test_adversarial_training_made_the_difference(attacked: Callable[..., Summary]) -> None:
     natural, adversarial = (attacked(path, [PGD()], every=3) for path in (NATURAL, ADVERSARIAL))
     assert natural.benign.successes >= 50  # of 84

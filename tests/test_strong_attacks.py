@@ -79,8 +79,14 @@ class Linear:
         return self.objective.loss(self(self.waveforms + change, None), self.labels)
 
 
-@GOALS
-@TASKS
+@pytest.mark.parametrize(
+    ("task", "targeted"),
+    [
+        pytest.param(task, goal, marks=[pytest.mark.slow] * ((task, goal) not in (("CSI", False), ("OSI", True))))
+        for task in ("CSI", "SV", "OSI")
+        for goal in (False, True)
+    ],
+)
 def test_cw2_reaches_the_smallest_change_in_l2(task: str, targeted: bool) -> None:
     model = Linear(task, targeted)
     assert {0, 1 if task == "CSI" else REJECT} == set(model.labels.tolist())
@@ -424,6 +430,7 @@ def standing(attack: Attack, shipped: tuple[Any, Tensor, Tensor, Tensor]) -> int
     return int((~attack(recognizer, waveforms, labels, lengths, generator=generators).achieved).sum())
 
 
+@pytest.mark.slow
 def test_apgd_is_as_strong_as_pgd_of_as_many_gradients(shipped: tuple[Any, Tensor, Tensor, Tensor]) -> None:
     for epsilon in (0.0005, 0.001):
         pgd = standing(PGD(epsilon, epsilon / 5, steps=20), shipped)
@@ -449,6 +456,7 @@ class Unpadded(nn.Module):
         return self.recognizer(waveforms)  # type: ignore[no-any-return]
 
 
+@pytest.mark.slow
 def test_cw2_finds_changes_as_small_as_the_reference_library(shipped: tuple[Any, Tensor, Tensor, Tensor]) -> None:
     foolbox = pytest.importorskip("foolbox", reason="foolbox is not installed")
     recognizer, waveforms, _, labels = shipped

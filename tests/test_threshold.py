@@ -113,6 +113,7 @@ def test_what_is_accepted_as_it_is_tells_nothing() -> None:
     assert math.isnan(empty.threshold) and len(empty.queries) == 0
 
 
+@pytest.mark.slow
 def test_several_decisions_vote_where_they_are_random() -> None:
     """Fault L11: of one decision after the other the first lucky one ends the climb far below the threshold."""
     model, waveforms = rejected(0.0)
@@ -206,6 +207,7 @@ def test_what_has_no_meaning_is_refused() -> None:
         estimate_threshold(model, above(0.0), 9.0 * model.waveforms)
 
 
+@pytest.mark.slow
 def test_on_embeddings_of_real_speech_the_error_is_small(shipped: tuple[Any, Tensor, Tensor, Tensor]) -> None:
     """Cosine scores against four enrolled speakers; the threshold lies above all utterances of others."""
     recognizer, waveforms, lengths, _ = shipped

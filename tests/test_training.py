@@ -755,7 +755,17 @@ def assemble(*args: str) -> SpeakerCLI:
     )
 
 
-@pytest.mark.parametrize("config", of("train"))
+QUICK = ("demo", "mini_quick", "mini_adversarial", "ecapa_mini", "xvector_mini")
+"""The configurations that README.md and docs/results.md begin with."""
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        pytest.param(*each.values, id=each.id, marks=[pytest.mark.slow] * (each.values[0].stem not in QUICK))
+        for each in of("train")
+    ],
+)
 def test_every_training_config_trains(config: Path, tiny_data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SEC4SR_DATA", str(tiny_data))
     cli = train(["fit", f"--config={config}", *small(tiny_data, config), "--trainer.fast_dev_run=1"])

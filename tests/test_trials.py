@@ -252,6 +252,7 @@ def test_a_limit_takes_trials_and_enrolls_no_more_than_they_need(calibrated: Pat
     assert found["FRR"].trials == 1 and found["FAR"].trials == 6  # type: ignore[union-attr]
 
 
+@pytest.mark.slow
 @torch.no_grad()
 def test_pretrained_ge2e_verifies_real_speech_and_falls_to_an_attack(corpus: Path, tmp_path: Path) -> None:
     """Five speakers' trials set the threshold, those of the other five are attacked."""

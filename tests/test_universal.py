@@ -175,6 +175,7 @@ def test_what_its_user_can_mend_ends_the_command_with_one_line(
     assert line.startswith("python -m sec4sr_pl.robustness.universal: error: ")
 
 
+@pytest.mark.slow
 def test_on_the_shipped_recognizer_it_fools_more_unseen_utterances_than_noise(corpus: Path) -> None:
     recognizer = load_recognizer(NATURAL)
     data = Spk251(root=corpus)
