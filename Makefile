@@ -31,7 +31,7 @@ bench: $(VENV)/.test
 	$(BIN)/python benchmarks/attacks.py --rounds $(ROUNDS)
 	$(BIN)/python benchmarks/adversarial_step.py --rounds $(ROUNDS)
 	$(BIN)/python benchmarks/overhead.py --rounds $(ROUNDS)
-	$(BIN)/python benchmarks/scaling.py runs/scaling.png --rounds $(ROUNDS)
+	$(BIN)/python benchmarks/scaling.py --rounds $(ROUNDS)
 
 clean:
 	rm -rf $(VENV) build *.egg-info

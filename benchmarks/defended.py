@@ -8,6 +8,7 @@ runs/defended, so that a killed run goes on.
 Usage: python benchmarks/defended.py [names of defenses]
 """
 
+import sys
 import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -127,28 +128,28 @@ def accuracies(summary: Summary) -> list[str]:
 
 
 def main(names: Sequence[str]) -> None:
-    """Print the table as Markdown."""
+    """Print the table as Markdown, each line as soon as it is known."""
     names = names or sized([], ["none", "AT", "OPUS"])  # at the smallest size a randomized one and one of no gradient
     lines = [line for line in LINES if not names or line.name in names]
-    rows = []
-    for name, make in lines:
-        try:
-            defense = None if make is None else make()
-        except ImportError as error:
-            print(f"{name} is left out: {error}", flush=True)
-            continue
-        blind = attacked(name, defense, [FGSM(), PGD(), CWinf()], "oblivious")
-        known = attacked(name, defense, adaptive(defense), "adaptive")
-        benign = blind.benign.value if blind.benign_over_draws is None else blind.benign_over_draws
-        assert benign is not None
-        rows.append([name, f"{100 * benign:.1f}", *accuracies(blind), *accuracies(known), members(name, defense)])
     titles = ["defense", "benign", *(f"{attack}, oblivious" for attack in ("FGSM", "PGD-10", "CWinf-10"))]
     titles += [
         *(f"{attack}, adaptive" for attack in ("FGSM", "PGD-10", "CWinf-10")),
         "PGD-10 by identity, (gain,) NES alone",
     ]
-    for cells in (titles, ["---"] * len(titles), *rows):
-        print(f"| {' | '.join(cells)} |")
+    for cells in (titles, ["---"] * len(titles)):
+        print(f"| {' | '.join(cells)} |", flush=True)
+    for name, make in lines:
+        try:
+            defense = None if make is None else make()
+        except ImportError as error:
+            print(f"{name} is left out: {error}", file=sys.stderr, flush=True)
+            continue
+        blind = attacked(name, defense, [FGSM(), PGD(), CWinf()], "oblivious")
+        known = attacked(name, defense, adaptive(defense), "adaptive")
+        benign = blind.benign.value if blind.benign_over_draws is None else blind.benign_over_draws
+        assert benign is not None
+        cells = [name, f"{100 * benign:.1f}", *accuracies(blind), *accuracies(known), members(name, defense)]
+        print(f"| {' | '.join(cells)} |", flush=True)
 
 
 if __name__ == "__main__":

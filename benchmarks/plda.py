@@ -51,6 +51,10 @@ def scores_of(system: Recognizer, data: Spk10, averaged: Literal["before", "afte
 
 
 def main() -> None:
+    if not ARGUMENTS:
+        raise SystemExit(
+            "Expected the folder of a trained system: python benchmarks/plda.py FOLDER [folder of the data]"
+        )
     torch.set_num_threads(1)
     folder, data = Path(ARGUMENTS[0]), Spk10(Path(ARGUMENTS[1]) if ARGUMENTS[1:] else corpus())
     trained = load_recognizer(folder / "recognizer.ckpt")

@@ -1,6 +1,6 @@
 """Cost of PGD-10 an utterance, by batch (8 to 64, 5 s each) and by length (1 to 8 s, batch 16), as a figure.
 
-Usage: python benchmarks/scaling.py [docs/figures/scaling.png]
+Usage: python benchmarks/scaling.py [runs/figures/scaling.png]
 """
 
 import statistics

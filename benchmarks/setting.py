@@ -11,6 +11,9 @@ from functools import cache
 from pathlib import Path
 from typing import TypeVar
 
+from sec4sr_pl import audio
+from sec4sr_pl.types import SAMPLE_RATE
+
 Size = TypeVar("Size")
 Made = TypeVar("Made")
 
@@ -48,8 +51,19 @@ def corpus() -> Path:
 
 
 def figure(name: str) -> Path:
-    """Where a figure goes: to docs/figures, at the smallest size to what is temporary."""
-    return sized(Path("docs/figures"), Path(tempfile.gettempdir())) / name
+    """Where a figure goes: to runs/figures, from where one may be copied into docs, or at the smallest size nowhere."""
+    return sized(Path("runs/figures"), Path(tempfile.gettempdir())) / name
+
+
+def beginnings(count: int, frames: int) -> list[Path]:
+    """Files of so many test utterances, spread evenly over those that are long enough."""
+    folder = corpus() / "Spk251_test"
+    long = [path for path in sorted(folder.glob("*/*.flac")) if audio.info(path).frames >= frames]
+    if len(long) < count:
+        raise SystemExit(
+            f"Expected at least {count} utterances of {frames / SAMPLE_RATE} s in {folder}, got {len(long)}"
+        )
+    return [long[index * len(long) // count] for index in range(count)]
 
 
 def made(make: Callable[[], Made]) -> Made | None:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import torch
 from pgd import FromUnitRange
-from setting import ARGUMENTS, corpus, sized
+from setting import ARGUMENTS, beginnings, sized
 from torch import Tensor, nn
 
 from sec4sr_pl import audio
@@ -28,9 +28,7 @@ Attacker = Callable[[Tensor, Tensor], Tensor]
 
 def speech(speakers: tuple[str, ...]) -> tuple[Tensor, Tensor]:
     """(50, time) beginnings of test utterances, and their speakers."""
-    files = sorted((corpus() / "Spk251_test").glob("*/*"))
-    long = [path for path in files if audio.info(path).frames >= TIME]
-    chosen = [long[index * len(long) // UTTERANCES] for index in range(UTTERANCES)]
+    chosen = beginnings(UTTERANCES, TIME)
     labels = torch.tensor([speakers.index(path.parent.name) for path in chosen])
     return torch.stack([audio.read(path, 0, TIME) for path in chosen]), labels
 
@@ -108,6 +106,15 @@ def attackers(model: Recognizer) -> dict[str, Callable[[], Attacker]]:
     }
 
 
+def beside(sizes: Tensor, others: Tensor) -> str:
+    """The median of the ratios of two attacks' changes, over what falls to both; inf is a change that was not found."""
+    both = sizes.isfinite() & others.isfinite()
+    if not bool(both.any()):
+        return "nothing falls to it and to the first row's"
+    ratios = sizes[both] / others[both]
+    return f"of ratios to the first row's {ratios.median():.3f}, over {len(ratios)}"
+
+
 def main(name: str, wanted: str = "") -> None:
     """Print a line for each attack."""
     keep_large_blocks()
@@ -132,9 +139,8 @@ def main(name: str, wanted: str = "") -> None:
         size = size.masked_fill(left, torch.inf)[right]
         closest = size if closest is None else closest
         print(
-            f"  {shown:32} {int(left.sum()):3} left, median L2 {size.median():.4f} (of ratios to the first "
-            f"row's {(size / closest).median():.3f}), largest change {change.abs().max():.5f}, "
-            f"{time.perf_counter() - start:.0f} s",
+            f"  {shown:32} {int(left.sum()):3} left, median L2 {size.median():.4f} ({beside(size, closest)}), "
+            f"largest change {change.abs().max():.5f}, {time.perf_counter() - start:.0f} s",
             flush=True,
         )
 

@@ -8,7 +8,7 @@ Needs SEC4SR_DATA.
 from pathlib import Path
 
 import torch
-from setting import corpus, made, sized
+from setting import beginnings, made, sized
 from torch import Tensor
 from torch.nn import functional
 
@@ -25,9 +25,7 @@ SIZE = 0.002
 
 def speech() -> Tensor:
     """(24, time) beginnings of test utterances."""
-    files = sorted((corpus() / "Spk251_test").glob("*/*"))
-    long = [path for path in files if audio.info(path).frames >= TIME]
-    return torch.stack([audio.read(path, 0, TIME) for path in long[:: len(long) // UTTERANCES][:UTTERANCES]])
+    return torch.stack([audio.read(path, 0, TIME) for path in beginnings(UTTERANCES, TIME)])
 
 
 def directions(like: Tensor, generator: torch.Generator) -> Tensor:

@@ -24,7 +24,7 @@ from sec4sr_pl.data.manifest import Utterance, check_lengths, label, shortened
 from sec4sr_pl.data.trials import claim
 from sec4sr_pl.defenses import Defense
 from sec4sr_pl.enrollment import enroll_first, warn_of_training
-from sec4sr_pl.files import check_writable
+from sec4sr_pl.files import check_writable, sweep
 from sec4sr_pl.normalization import Normalized
 from sec4sr_pl.processes import one_fate
 from sec4sr_pl.recognizer import Recognizer
@@ -43,6 +43,8 @@ WRITTEN = (
     *(f"summary.{suffix}" for suffix in ("json", "csv", "md", "png")),
 )
 """Under the output folder: what is found out before the work, not after it."""
+LEFT = 60.0
+"""Seconds after which a file that is not whole is nobody's: each takes a campaign a moment to write."""
 
 
 def evaluate(
@@ -259,6 +261,8 @@ def report(campaign: Campaign, target_prior: float) -> Summary:
     """Write tables and pictures of a finished campaign, and show them."""
     summary = summarize(campaign, target_prior)
     output = campaign.output
+    for folder, _, _ in os.walk(output):  # a job that was killed and goes on at once is done before they are stale
+        sweep(Path(folder), LEFT)
     paths = [*write_summary(summary, output), plot(summary, output / "summary.png")]
     if curves := query_curves(campaign):
         paths.append(plot_queries(curves, output / "queries.png"))

@@ -109,10 +109,15 @@ def _hidden(path: Path) -> Path:
 @cache
 def _sweep(folder: Path) -> None:
     """Remove the hidden files that kills left in a folder; once a process, as a listing of many files takes long."""
+    sweep(folder, STALE)
+
+
+def sweep(folder: Path, age: float) -> None:
+    """Remove the hidden files of `whole` in a folder that nobody has written to for so many seconds."""
     for left in os.scandir(folder):
         if HIDDEN.fullmatch(left.name):
             with suppress(OSError):  # gone, or not ours
-                if time.time() - left.stat(follow_symlinks=False).st_mtime > STALE:
+                if time.time() - left.stat(follow_symlinks=False).st_mtime > age:
                     os.unlink(left.path)
 
 

@@ -4,6 +4,8 @@ import copy
 import csv
 import io
 import json
+import os
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -22,6 +24,7 @@ from sec4sr_pl.backbones import AudioNet
 from sec4sr_pl.data.base import Utterances, collate
 from sec4sr_pl.data.manifest import DataError, label, scan
 from sec4sr_pl.defenses import Defense, FeCo, GaussianNoise, Quantization
+from sec4sr_pl.evaluation import LEFT, report
 from sec4sr_pl.features import LogMel
 from sec4sr_pl.recognizer import Ensemble, Recognizer
 from sec4sr_pl.robustness import Campaign, CampaignError, Summary, summarize
@@ -563,6 +566,17 @@ def test_half_written_files_of_a_killed_process_are_not_taken_for_records(make: 
     assert {path: content for path, content in found.items() if not path.endswith(".123")} == whole
 
 
+def test_what_a_kill_left_is_gone_when_the_tables_are_there(known: Campaign) -> None:
+    folder = known.output / "audio" / "FGSM" / "anna"
+    folder.mkdir(parents=True)
+    old, young = (folder / f".{name}.wav.0123456789abcdef.partial" for name in ("old", "young"))
+    for path in (old, young):
+        path.touch()
+    os.utime(old, (time.time() - LEFT - 1,) * 2)
+    report(known, 0.01)
+    assert not old.exists() and young.exists()  # another process may be at work on it
+
+
 def test_a_write_that_fails_leaves_nothing_under_the_name_and_no_litter(
     make: Make, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -833,7 +847,8 @@ def known(make: Make) -> Campaign:
                         "queries": i,
                         "audio": "a",
                     }
-                    record |= {"l2": 0.5, "linf": 0.002, "snr": None if i == 0 else float(i), "stoi": None}
+                    record |= {"l0": 9, "l1": 1.5, "l2": 0.5, "linf": 0.0 if i == 9 else 0.002}
+                    record |= {"snr": None if i == 0 else float(i), "stoi": None}
                     record |= {"pesq": None if i < 4 else 2.5 if name == "FGSM" else 4.5}
                 records.append(record)
             campaign.write(name, index, records)
@@ -850,9 +865,10 @@ def test_the_numbers_of_the_summary_are_those_worked_out_by_hand(known: Campaign
     benign, mean = 10 / 12, (6 / 12 + 4 / 12) / 2
     assert summary.r1 == pytest.approx(2 * benign * mean / (benign + mean))
     assert fgsm.queries == 5.5
-    assert fgsm.measures["snr"] == {"mean": 6.0, "undefined": 1}
+    assert fgsm.changed == 11  # all but utterance 9
+    assert fgsm.measures["snr"] == {"mean": 5.7, "undefined": 1}
     assert fgsm.measures["pesq"] == {"mean": 2.5, "undefined": 4}
-    assert fgsm.measures["stoi"] == {"mean": None, "undefined": 12}
+    assert fgsm.measures["stoi"] == {"mean": None, "undefined": 11}
     assert summary.goal == "random"
     assert [note[:16] for note in summary.notes] == ["Targeted attacks"]
 
@@ -893,20 +909,31 @@ def test_the_csv_has_a_cell_under_every_title_and_a_line_an_attack(known: Campai
         cells = [row[f"accuracy{part}"] for part in ("_k", "_n", "", "_low", "_high")]
         assert [float(cell) for cell in cells] == pytest.approx(list(rate))
     assert [float(pgd[f"success{part}"]) for part in ("_k", "_n", "")] == [6, 10, 0.6]
-    assert [float(fgsm[name]) for name in ("l2", "linf", "snr", "pesq", "queries")] == [0.5, 0.002, 6.0, 2.5, 5.5]
-    assert [fgsm[f"{name}_undefined"] for name in ("l2", "linf", "snr", "pesq", "stoi")] == ["0", "0", "1", "4", "12"]
+    numbers = {"l0": 9, "l1": 1.5, "l2": 0.5, "linf": 0.002, "snr": 5.7, "pesq": 2.5, "queries": 5.5, "changed": 11}
+    assert {name: float(fgsm[name]) for name in numbers} == numbers
+    assert [fgsm[f"{name}_undefined"] for name in ("l2", "linf", "snr", "pesq", "stoi")] == ["0", "0", "1", "4", "11"]
     assert (fgsm["stoi"], fgsm["accuracy_over_draws"], benign["success_n"], worst["pesq"]) == ("", "", "", "")
+
+
+def tables(text: str) -> list[list[list[str]]]:
+    """The cells of the tables of a summary: of the attacks, and by length."""
+    blocks = [block for block in text.split("\n\n") if block.startswith("|")]
+    return [[[cell.strip() for cell in line.strip("|").split("|")] for line in block.splitlines()] for block in blocks]
 
 
 def test_the_markdown_has_a_row_an_attack_and_a_cell_under_every_title(known: Campaign) -> None:
     text = summarize(known).to_markdown()
-    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in text.splitlines() if line.startswith("|")]
+    rows, lengths = tables(text)
     assert [row[0] for row in rows] == ["attack", "---", "none (benign)", "FGSM", "PGD-10", "worst case"]
-    assert {len(row) for row in rows} == {len(rows[0])}
+    assert {len(row) for row in rows} == {len(rows[0])} and {len(row) for row in lengths} == {5}
+    assert [row[0] for row in lengths] == ["accuracy % [95 %] by length", "---", "benign", "FGSM", "PGD-10"]
     fgsm = dict(zip(rows[0], rows[3], strict=True))
     assert fgsm["accuracy % [95 %]"] == "50.0 [25.4, 74.6]" and fgsm["n"] == "10"
-    assert fgsm["undefined"] == "1 SNR, 4 PESQ, 12 STOI" and (fgsm["PESQ"], fgsm["STOI"]) == ("2.50", "-")
-    assert "Goal: random. 12 utterances. R1 (benign and mean adversarial accuracy): 55.6 %." in text
+    assert fgsm["undefined"] == "1 SNR, 4 PESQ, 11 STOI" and (fgsm["PESQ"], fgsm["STOI"]) == ("2.50", "-")
+    assert fgsm["changed"] == "11" and (fgsm["L0"], fgsm["L1"]) == ("9", "1.50")
+    head, _, _ = text.partition("\n")
+    assert head.startswith("Goal: random. 12 utterances of 0.7 to 0.8 s, median 0.8 s. R1 ")
+    assert head.endswith(" 55.6 %.")
 
 
 def test_rows_of_a_randomized_recognizer_have_a_cell_under_every_title(make: Make) -> None:
@@ -920,7 +947,7 @@ def test_rows_of_a_randomized_recognizer_have_a_cell_under_every_title(make: Mak
         summary.benign_over_draws,
         summary.rows[0].accuracy_over_draws,
     ]
-    rows = [line.strip("|").split("|") for line in summary.to_markdown().splitlines() if line.startswith("|")]
+    rows, _ = tables(summary.to_markdown())
     assert {len(row) for row in rows} == {len(rows[0])}
 
 
@@ -948,10 +975,11 @@ def test_failures_of_pesq_and_stoi_are_counted_and_left_out_of_the_means(make: M
     assert records["speech"]["pesq"] > 1.0 and 0.0 < records["speech"]["stoi"] <= 1.0
     assert {records[name][measure] for name in ("silence", "short") for measure in ("pesq", "stoi")} == {None}
     fgsm, nothing = summarize(campaign).rows
-    assert fgsm.measures["pesq"] == {"mean": records["speech"]["pesq"], "undefined": 2}
-    assert fgsm.measures["stoi"] == {"mean": records["speech"]["stoi"], "undefined": 2}
+    assert records["silence"]["linf"] == 0.0 and fgsm.changed == 2  # what an attack left alone is not measured
+    assert fgsm.measures["pesq"] == {"mean": records["speech"]["pesq"], "undefined": 1}
+    assert fgsm.measures["stoi"] == {"mean": records["speech"]["stoi"], "undefined": 1}
     assert fgsm.measures["linf"]["undefined"] == 0
-    assert nothing.measures["snr"] == {"mean": None, "undefined": 3}  # infinite: nothing was changed
+    assert nothing.changed == 0 and nothing.measures["snr"] == {"mean": None, "undefined": 0}
     strict(summarize(campaign).to_json())
 
 
@@ -981,18 +1009,29 @@ def shown(summary: Summary, width: int = 80) -> list[str]:
     return console.file.getvalue().splitlines()
 
 
+def by_length(lines: list[str]) -> int:
+    """Where the second table begins."""
+    return next(index for index, line in enumerate(lines) if "accuracy % by length" in line)
+
+
 def test_the_terminal_shows_each_attack_on_one_line_of_80_columns(known: Campaign) -> None:
-    lines = shown(summarize(known))
+    summary = summarize(known)
+    everything = shown(summary)
+    lines, lengths = everything[: by_length(everything)], everything[by_length(everything) :]
     (fgsm,) = [line for line in lines if line.strip().startswith("FGSM")]
-    assert fgsm.split() == ["FGSM", "50.0", "[25.4,", "74.6]", "40.0", "[16.8,", "68.7]", "6.0", "2.50"]
+    assert fgsm.split() == ["FGSM", "50.0", "[25.4,", "74.6]", "40.0", "[16.8,", "68.7]", "5.7", "2.50"]
     (pgd,) = [line for line in lines if line.strip().startswith("PGD-10")]
     (worst,) = [line for line in lines if line.strip().startswith("worst case")]
     assert "60.0 [31.3, 83.2]" in pgd and "16.7 [4.7, 44.8]" in worst
     assert any("success % of 10" in line for line in lines)
-    assert any(line.startswith("R1") and line.endswith(" 55.6 %") for line in lines)
-    assert lines[-1] == "Full tables: /out/summary.json, /out/[x]/summary.md"
-    assert all(len(line) <= 80 for line in lines)
-    assert not any("draws" in line for line in lines)
+    assert lengths[0].split()[4:8] == ["0.7", "to", "0.7", "s"] and lengths[0].count(" to ") == 4
+    under_fgsm = [quarter.accuracy["FGSM"] for quarter in summary.quarters]
+    assert sum(rate.successes for rate in under_fgsm) == 6 and {rate.trials for rate in under_fgsm} == {3}
+    assert lengths[3].split() == ["FGSM", *(f"{100 * rate.successes / 3:.1f}" for rate in under_fgsm)]
+    assert any(line.startswith("R1") and line.endswith(" 55.6 %") for line in lengths)
+    assert lengths[-1] == "Full tables: /out/summary.json, /out/[x]/summary.md"
+    assert all(len(line) <= 80 for line in everything)
+    assert not any("draws" in line for line in everything)
 
 
 def test_the_terminal_shows_rates_over_draws_and_the_notes(make: Make) -> None:
@@ -1001,7 +1040,7 @@ def test_the_terminal_shows_rates_over_draws_and_the_notes(make: Make) -> None:
     summary = summarize(campaign)
     lines = shown(summary)
     assert any("over draws %" in line for line in lines)
-    (pgd,) = [line for line in lines if line.strip().startswith("PGD-3  ")]
+    (pgd,) = [line for line in lines[: by_length(lines)] if line.strip().startswith("PGD-3  ")]
     assert f"{100 * summary.rows[1].accuracy_over_draws:.1f}" in pgd.split()
     assert any("Randomized recognizer" in line for line in lines) and not any("**" in line for line in lines)
     assert all(len(line) <= 80 for line in lines)

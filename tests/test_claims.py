@@ -3,6 +3,7 @@
 import csv
 import io
 import json
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,7 @@ from sec4sr_pl.data import Spk10
 from sec4sr_pl.data.base import Utterances
 from sec4sr_pl.enrollment import enroll
 from sec4sr_pl.evaluation import everybody
-from sec4sr_pl.metrics import open_set_errors
+from sec4sr_pl.metrics import clustered_interval, open_set_errors, wilson_interval
 from sec4sr_pl.recognizer import Recognizer
 from sec4sr_pl.robustness import Campaign, summarize
 from sec4sr_pl.robustness.campaign import BENIGN
@@ -148,6 +149,20 @@ def test_the_errors_of_verification_are_those_of_the_scores(system: Recognizer, 
         assert [record["target"] for record in records] == [~record["decision"] for record in records]
 
 
+def test_intervals_count_the_claims_of_one_recording_together(system: Recognizer, voices: Path) -> None:
+    campaign = claiming(system, voices, "out")
+    campaign.run()
+    summary = summarize(campaign)
+    won, tried = Counter[Any](), Counter[Any]()
+    for utterance, record in zip(campaign.data.utterances, campaign.records(BENIGN), strict=True):
+        tried[utterance.path] += 1
+        won[utterance.path] += record["correct"]
+    assert len(tried) < len(campaign.data.utterances) == summary.benign.trials
+    expected = clustered_interval([won[path] for path in tried], [*tried.values()])
+    assert summary.benign[3:] == expected != wilson_interval(*summary.benign[:2])
+    assert "Intervals count the claims of one recording together." in summary.notes
+
+
 def test_two_processes_and_a_resume_leave_the_bytes_of_one(system: Recognizer, voices: Path) -> None:
     alone = finish(claiming(system, voices, "alone"))
     for rank in (1, 0):
@@ -190,7 +205,8 @@ def test_every_table_has_the_errors(system: Recognizer, voices: Path) -> None:
     name = campaign.attacks[0].name
     text = summary.to_markdown()
     assert "| errors | FAR % [95 %] | FRR % [95 %] | EER % | minDCF |" in text and "probability 0.01." in text
-    (line,) = [line for line in text.splitlines() if line.startswith(f"| {name} |") and line.count("|") == 6]
+    below = text[text.index("| errors |") :]
+    line = next(line for line in below.splitlines() if line.startswith(f"| {name} |"))
     assert line.split(" | ")[1] == str(summary.errors[name]["FAR"])
     told = json.loads(summary.to_json())["errors"]
     assert told[name]["EER"] == summary.errors[name]["EER"]

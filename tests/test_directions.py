@@ -88,8 +88,8 @@ def test_the_directions_are_those_of_the_confusion_matrix_and_of_the_campaigns_r
     expected = [table[0, 1:].sum() / table[0].sum(), table[1:, 0].sum() / speakers, confused]
     assert [float(rate) for rate in found] == pytest.approx(expected, abs=1e-6)
     pairs = zip(labels[right].tolist(), adversarial[right].tolist(), strict=True)
-    records: Any = [{"label": label, "decision": decision} for label, decision in pairs]
-    counted = directions(records)
+    records: Any = [{"name": i, "label": label, "decision": decision} for i, (label, decision) in enumerate(pairs)]
+    counted = directions(records, {i: i for i in range(len(records))})
     assert [float(rate) for rate in found] == pytest.approx([rate.value for rate in counted], abs=1e-6)
     assert len(set(expected)) == 3 and min(expected) > 0.05
 

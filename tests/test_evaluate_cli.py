@@ -104,7 +104,7 @@ def test_one_process_leaves_records_audio_and_tables_and_prints_what_fits_80_col
     assert all(f"{output}/{name}" in place for name in TABLES)
     assert all(len(line) <= 80 for line in lines if line != place)
     for attack in ("none (benign)", "FGSM", "PGD-5-x1-EOT2", "worst case"):
-        assert sum(line.strip().startswith(f"{attack} ") for line in lines) == 1
+        assert sum(line.strip().startswith(f"{attack} ") and "[" in line for line in lines) == 1
     assert any(line.startswith("R1") for line in lines) and any("over draws" in line for line in lines)
 
 

@@ -26,6 +26,7 @@ from sec4sr_pl.metrics import (
     AttackDirectionRates,
     AttackSuccessRate,
     DetectionErrorRates,
+    DetectionErrors,
     DetectionErrorTradeoff,
     EqualErrorRate,
     IdentificationErrorRate,
@@ -35,10 +36,13 @@ from sec4sr_pl.metrics import (
     ShortTimeObjectiveIntelligibility,
     SignalToNoiseRatio,
     attack_success_rate,
+    clustered_interval,
     detection_errors,
     equal_error_rate,
     equal_error_threshold,
     identification_error_rate,
+    l0_norm,
+    l1_norm,
     l2_norm,
     linf_norm,
     min_dcf,
@@ -111,9 +115,9 @@ def test_snr_agrees_with_torchmetrics(speech: Tensor) -> None:
     adversarial = noisy(original, 0.002)
     assert_close(
         signal_to_noise_ratio(adversarial, original),
-        reference.audio.signal_noise_ratio(adversarial, original),
+        reference.audio.signal_noise_ratio(adversarial.double(), original.double()),
         rtol=0,
-        atol=1e-3,
+        atol=1e-6,
     )
 
 
@@ -121,18 +125,44 @@ def test_snr_is_infinite_only_where_nothing_was_changed() -> None:
     original = torch.tensor([[0.1, 0.2], [0.0, 0.0], [0.0, 0.0], [0.1, 0.2]])
     adversarial = torch.tensor([[0.1, 0.2], [0.0, 0.0], [0.1, 0.0], [0.1, 0.3]])
     found = signal_to_noise_ratio(adversarial, original)
-    assert_close(found, torch.tensor([math.inf, math.inf, -math.inf, 10 * math.log10(5)]))
+    expected = torch.tensor([math.inf, math.inf, -math.inf, 10 * math.log10(5)], dtype=torch.float64)
+    assert_close(found, expected, rtol=0, atol=1e-5)  # 0.1 and 0.3 in float32
+
+
+@pytest.mark.parametrize("size", [1e-30, 1e-25, 1.0, 1e25, 1e30])
+def test_snr_and_norms_do_not_depend_on_the_scale(size: float) -> None:
+    original = torch.randn(2, 300)
+    adversarial = noisy(original, 0.01)
+    scaled = (adversarial * size, original * size)
+    measures = [signal_to_noise_ratio, l1_norm, l2_norm, linf_norm]
+    ratio, *norms = (measure(*scaled) for measure in measures)
+    assert_close(ratio, signal_to_noise_ratio(adversarial, original), rtol=1e-6, atol=0)
+    for norm, measure in zip(norms, measures[1:], strict=True):
+        assert_close(norm / size, measure(adversarial, original), rtol=1e-5, atol=0)
+
+
+def test_the_energy_of_a_long_utterance_is_summed_to_the_last_digits() -> None:
+    generator = np.random.default_rng(0)
+    original = torch.from_numpy(generator.normal(0.0, 0.1, (1, 3_000_000))).float()
+    adversarial = original + torch.from_numpy(generator.normal(0.0, 1e-4, original.shape)).float()
+    signal, delta = original[0].numpy().astype(np.longdouble), (adversarial[0].double() - original[0].double()).numpy()
+    energy = float((delta.astype(np.longdouble) ** 2).sum())
+    assert float(l2_norm(adversarial, original)) == pytest.approx(energy**0.5, rel=1e-12)
+    expected = 10 * math.log10(float((signal**2).sum()) / energy)
+    assert float(signal_to_noise_ratio(adversarial, original)) == pytest.approx(expected, rel=1e-12)
 
 
 def test_norms_agree_with_numpy() -> None:
     original = torch.rand(4, 300) * 2 - 1
     adversarial = noisy(original, 0.01)
-    delta = (adversarial - original).numpy()
-    assert_close(l2_norm(adversarial, original), torch.from_numpy(np.linalg.norm(delta, 2, axis=1)))
-    assert_close(linf_norm(adversarial, original), torch.from_numpy(np.linalg.norm(delta, np.inf, axis=1)))
+    adversarial[0, 7:90] = original[0, 7:90]
+    delta = adversarial.numpy().astype(float) - original.numpy()
+    for measure, order in ((l1_norm, 1), (l2_norm, 2), (linf_norm, np.inf)):
+        assert_close(measure(adversarial, original), torch.from_numpy(np.linalg.norm(delta, order, axis=1)))
+    assert l0_norm(adversarial, original).tolist() == [np.linalg.norm(row, 0) for row in delta]
 
 
-@pytest.mark.parametrize("measure", [signal_to_noise_ratio, l2_norm, linf_norm])
+@pytest.mark.parametrize("measure", [signal_to_noise_ratio, l0_norm, l1_norm, l2_norm, linf_norm])
 def test_padding_does_not_count(measure) -> None:
     original = torch.randn(3, 400)
     adversarial = noisy(original, 0.01)
@@ -143,14 +173,14 @@ def test_padding_does_not_count(measure) -> None:
     assert_close(measure(adversarial, original, lengths), torch.cat(alone))
 
 
-@pytest.mark.parametrize("measure", [signal_to_noise_ratio, l2_norm, linf_norm])
-def test_half_precision_is_measured_in_single(measure) -> None:
+@pytest.mark.parametrize("measure", [signal_to_noise_ratio, l0_norm, l1_norm, l2_norm, linf_norm])
+def test_half_precision_is_measured_in_double(measure) -> None:
     original = torch.full((1, 48_000), 0.5, dtype=torch.float16)  # its energy is beyond half precision
     adversarial = original + 2**-9
     assert_close(measure(adversarial, original), measure(adversarial.float(), original.float()))
 
 
-@pytest.mark.parametrize("measure", [signal_to_noise_ratio, l2_norm, linf_norm])
+@pytest.mark.parametrize("measure", [signal_to_noise_ratio, l0_norm, l1_norm, l2_norm, linf_norm])
 def test_batched_measures_never_read_a_value_back_from_the_device(measure) -> None:
     waveforms, lengths = torch.empty(4, 100, device="meta"), torch.empty(4, dtype=torch.int64, device="meta")
     assert measure(waveforms, waveforms, lengths).shape == (4,)  # a meta tensor has no values to read
@@ -172,7 +202,14 @@ def test_batched_measures_never_read_a_value_back_from_the_device(measure) -> No
     ],
 )
 def test_waveforms_of_the_wrong_shape_are_refused(adversarial, original, lengths, message: str) -> None:
-    for measure in (signal_to_noise_ratio, l2_norm, linf_norm, PerceptualEvaluationOfSpeechQuality().update):
+    for measure in (
+        signal_to_noise_ratio,
+        l0_norm,
+        l1_norm,
+        l2_norm,
+        linf_norm,
+        PerceptualEvaluationOfSpeechQuality().update,
+    ):
         with pytest.raises(ValueError, match=message):
             measure(adversarial, original, lengths)
 
@@ -272,6 +309,46 @@ def test_wilson_interval_agrees_with_scipy(successes: int, trials: int, confiden
 
 def test_without_trials_any_rate_is_possible() -> None:
     assert wilson_interval(0, 0) == (0.0, 1.0)
+
+
+def correlated(clusters: int, trials: int, correlation: float, rate: float, count: int) -> np.ndarray:
+    """Successes of `count` draws of clusters whose rates are beta-distributed: the correlation is that in a cluster."""
+    generator = np.random.default_rng(0)
+    spread = (1.0 - correlation) / correlation
+    rates = generator.beta(rate * spread, (1.0 - rate) * spread, (count, clusters))
+    return generator.binomial(trials, rates)
+
+
+def covered(interval: tuple[float, float], rate: float) -> bool:
+    return interval[0] <= rate <= interval[1]
+
+
+@pytest.mark.parametrize(("correlation", "rate"), [(0.3, 0.5), (0.3, 0.2), (0.6, 0.5), (0.6, 0.2)])
+def test_a_clustered_interval_covers_what_wilsons_does_not(correlation: float, rate: float) -> None:
+    """20 recordings that each claim to be 10 speakers."""
+    draws = correlated(20, 10, correlation, rate, 1_000)
+    clustered = [covered(clustered_interval(row.tolist(), [10] * 20), rate) for row in draws]
+    single = [covered(wilson_interval(int(row.sum()), 200), rate) for row in draws]
+    assert 0.93 <= np.mean(clustered) <= 0.985
+    assert np.mean(single) <= 0.75
+
+
+def test_clusters_of_one_trial_have_wilsons_interval_and_one_cluster_tells_nothing() -> None:
+    assert clustered_interval([1, 0, 0, 1], [1] * 4) == wilson_interval(2, 4)
+    assert clustered_interval([3], [5]) == (0.0, 1.0)
+    assert clustered_interval([], []) == wilson_interval(0, 0)
+
+
+def test_clusters_that_agree_count_once() -> None:
+    """As 4 trials of which all succeed, with Student's quantile: 1 / (1 + t^2 / 4)."""
+    low, high = clustered_interval([5, 6, 2, 4], [5, 6, 2, 4])
+    assert high == 1.0 and low == pytest.approx(1.0 / (1.0 + 3.182446305284263**2 / 4.0))
+
+
+@pytest.mark.parametrize("arguments", [([5], [4]), ([1, 1], [2]), ([0], [0]), ([-1, 2], [3, 3])])
+def test_impossible_clusters_are_refused(arguments) -> None:
+    with pytest.raises(ValueError, match=r"expected 0 <= .* got"):
+        clustered_interval(*arguments)
 
 
 @pytest.mark.parametrize("arguments", [(5, 4), (-1, 4), (1, -1), (1, 2, 0.0), (1, 2, 95)])
@@ -410,6 +487,14 @@ def test_min_dcf_is_zero_for_separated_scores_and_one_for_useless_ones() -> None
     assert min_dcf(scores, scores[:1].expand(4)) == pytest.approx(0.1)  # one target at the score of all others
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])
+def test_a_threshold_is_not_rounded_to_the_type_of_the_scores(dtype: torch.dtype) -> None:
+    scores = torch.tensor([1.0, 1.0, 2.0], dtype=dtype)  # in bfloat16 the neighbors of 1 are 0.0039 and 0.0078 away
+    for threshold in (1.0001, torch.tensor(1.0001)):
+        errors = detection_errors(scores, scores, threshold)
+        assert [float(rate) for rate in errors] == pytest.approx([1 / 3, 2 / 3])
+
+
 @pytest.mark.parametrize("measure", [equal_error_rate, min_dcf])
 def test_without_trials_of_one_kind_the_errors_are_nan(measure) -> None:
     some, none = torch.tensor([0.1, 0.2]), torch.zeros(0)
@@ -418,7 +503,11 @@ def test_without_trials_of_one_kind_the_errors_are_nan(measure) -> None:
         equal_error_threshold(some, none)
 
 
-@pytest.mark.parametrize("measure", [equal_error_rate, min_dcf, equal_error_threshold])
+def at_zero(targets: Tensor, nontargets: Tensor) -> DetectionErrors:
+    return detection_errors(targets, nontargets, 0.0)
+
+
+@pytest.mark.parametrize("measure", [equal_error_rate, min_dcf, equal_error_threshold, at_zero])
 def test_scores_that_cannot_be_ranked_are_refused(measure) -> None:
     good = torch.tensor([0.1, 0.2])
     for bad in (torch.tensor([0.1, math.nan]), good[None], torch.tensor([1, 2])):

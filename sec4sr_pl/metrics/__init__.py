@@ -4,11 +4,13 @@ Each metric is a pure function; those watched during training have a `torchmetri
 concatenations, so that one process and many report the same value.
 """
 
-from sec4sr_pl.metrics.counts import Fraction, wilson_interval
+from sec4sr_pl.metrics.counts import Fraction, clustered_interval, wilson_interval
 from sec4sr_pl.metrics.distortion import (
     PerceptualEvaluationOfSpeechQuality,
     ShortTimeObjectiveIntelligibility,
     SignalToNoiseRatio,
+    l0_norm,
+    l1_norm,
     l2_norm,
     linf_norm,
     perceptual_evaluation_of_speech_quality,
@@ -66,12 +68,15 @@ __all__ = [
     "SignalToNoiseRatio",
     "attack_directions",
     "attack_success_rate",
+    "clustered_interval",
     "det_curve",
     "detection_errors",
     "equal_error_rate",
     "equal_error_threshold",
     "identification_error_rate",
     "identification_scores",
+    "l0_norm",
+    "l1_norm",
     "l2_norm",
     "linf_norm",
     "min_dcf",

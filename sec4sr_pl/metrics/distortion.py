@@ -27,7 +27,7 @@ def signal_to_noise_ratio(adversarial: Tensor, original: Tensor, lengths: Tensor
         lengths: (batch,) valid samples; the others do not count. None: all are valid.
 
     Returns:
-        (batch,) dB, +inf where nothing was changed, -inf where only the original is silent.
+        (batch,) float64 dB, +inf where nothing was changed, -inf where only the original is silent.
 
     Raises:
         ValueError: waveforms that are not float and of one shape (batch, time), lengths that are not (batch,).
@@ -44,11 +44,35 @@ def l2_norm(adversarial: Tensor, original: Tensor, lengths: Tensor | None = None
     Arguments and errors are those of `signal_to_noise_ratio`.
 
     Returns:
-        (batch,), in units of full scale.
+        (batch,) float64, in units of full scale.
     """
     _, delta = _signal_and_delta(adversarial, original, lengths)
     norm: Tensor = torch.linalg.vector_norm(delta, dim=1)
     return norm
+
+
+def l1_norm(adversarial: Tensor, original: Tensor, lengths: Tensor | None = None) -> Tensor:
+    """Sum of the magnitudes of the perturbation of waveforms in [-1, 1]; not divided by the duration.
+
+    Arguments and errors are those of `signal_to_noise_ratio`.
+
+    Returns:
+        (batch,) float64, in units of full scale.
+    """
+    _, delta = _signal_and_delta(adversarial, original, lengths)
+    return delta.abs().sum(dim=1)
+
+
+def l0_norm(adversarial: Tensor, original: Tensor, lengths: Tensor | None = None) -> Tensor:
+    """Number of changed samples; not divided by the duration.
+
+    Arguments and errors are those of `signal_to_noise_ratio`.
+
+    Returns:
+        (batch,) int64.
+    """
+    _, delta = _signal_and_delta(adversarial, original, lengths)
+    return delta.count_nonzero(dim=1)
 
 
 def linf_norm(adversarial: Tensor, original: Tensor, lengths: Tensor | None = None) -> Tensor:
@@ -57,7 +81,7 @@ def linf_norm(adversarial: Tensor, original: Tensor, lengths: Tensor | None = No
     Arguments and errors are those of `signal_to_noise_ratio`.
 
     Returns:
-        (batch,), as fraction of full scale.
+        (batch,) float64, as fraction of full scale.
     """
     _, delta = _signal_and_delta(adversarial, original, lengths)
     return delta.abs().amax(dim=1)
@@ -143,10 +167,9 @@ def _check_waveforms(adversarial: Tensor, original: Tensor, lengths: Tensor | No
 
 
 def _signal_and_delta(adversarial: Tensor, original: Tensor, lengths: Tensor | None) -> tuple[Tensor, Tensor]:
-    """Original and perturbation, zero in the padding."""
+    """Original and perturbation, zero in the padding; float64, in which no square of a float32 over- or underflows."""
     _check_waveforms(adversarial, original, lengths)
-    dtype = torch.promote_types(original.dtype, torch.float32)
-    signal, changed = original.to(dtype), adversarial.to(dtype)
+    signal, changed = original.double(), adversarial.double()
     if lengths is not None:
         signal, changed = mask_padding(signal, lengths), mask_padding(changed, lengths)
     return signal, changed - signal
@@ -165,7 +188,7 @@ class _FiniteMean(Metric):
 
     def __init__(self, **kwargs: Any) -> None:
         super().__init__(**kwargs)
-        self.add_state(self.measure, torch.tensor(0.0), dist_reduce_fx="sum")
+        self.add_state(self.measure, torch.tensor(0.0, dtype=torch.float64), dist_reduce_fx="sum")
         self.add_state("finite", torch.tensor(0), dist_reduce_fx="sum")
         self.add_state("failed", torch.tensor(0), dist_reduce_fx="sum")
 
@@ -223,4 +246,5 @@ def _each(
     _check_waveforms(adversarial, original, lengths)
     ends = [original.shape[1]] * len(original) if lengths is None else lengths.tolist()
     rows = zip(adversarial.detach().cpu(), original.detach().cpu(), ends, strict=True)
-    return torch.tensor([measure(ours[:end], theirs[:end]) for ours, theirs, end in rows], device=original.device)
+    values = [measure(ours[:end], theirs[:end]) for ours, theirs, end in rows]
+    return torch.tensor(values, dtype=torch.float64, device=original.device)

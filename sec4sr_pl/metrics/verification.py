@@ -130,12 +130,16 @@ def _check_scores(target_scores: Tensor, nontarget_scores: Tensor) -> None:
             raise ValueError(f"expected `{name}` (trials,) float, got {tuple(scores.shape)} {scores.dtype}")
 
 
+def _check_comparable(scores: Tensor) -> None:
+    if scores.isnan().any():
+        raise ValueError(f"expected scores to compare, got {int(scores.isnan().sum())} NaN among {len(scores)}")
+
+
 def _error_rates(target_scores: Tensor, nontarget_scores: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Distinct scores, ascending; miss and false-alarm rates accepting all, then only above the first, second, ..."""
     _check_scores(target_scores, nontarget_scores)
     scores = torch.cat([target_scores.detach(), nontarget_scores.detach()])
-    if scores.isnan().any():
-        raise ValueError(f"expected scores to compare, got {int(scores.isnan().sum())} NaN among {len(scores)}")
+    _check_comparable(scores)
     scores = torch.unique(scores.to(torch.promote_types(scores.dtype, torch.float32)))
 
     def rejected(trials: Tensor) -> Tensor:
@@ -188,7 +192,7 @@ def detection_errors(target_scores: Tensor, nontarget_scores: Tensor, threshold:
         threshold: a trial is accepted if its score is above.
 
     Raises:
-        ValueError: scores that are not 1-D float.
+        ValueError: scores that are not 1-D float, or hold NaN.
     """
     return DetectionErrors(*rates(*_detection_counts(target_scores, nontarget_scores, threshold)))
 
@@ -196,7 +200,9 @@ def detection_errors(target_scores: Tensor, nontarget_scores: Tensor, threshold:
 def _detection_counts(targets: Tensor, nontargets: Tensor, threshold: float | Tensor) -> tuple[Tensor, Tensor]:
     """How often each error was made, and how often it could have been, (2,) each."""
     _check_scores(targets, nontargets)
-    errors = torch.stack([(nontargets > threshold).sum(), (~(targets > threshold)).sum()])
+    _check_comparable(torch.cat([targets, nontargets]))
+    # a comparison rounds a number to the type of the scores, and a threshold has digits that half precision has not
+    errors = torch.stack([(nontargets.double() > threshold).sum(), (targets.double() <= threshold).sum()])
     return errors, errors.new_tensor([len(nontargets), len(targets)])
 
 

@@ -33,7 +33,7 @@ from sec4sr_pl.types import REJECT, Batch
 
 Record = dict[str, Any]
 BENIGN = "benign"
-FORMAT = 3
+FORMAT = 4
 """Of the records; a folder of another one is another campaign."""
 ROUNDING = 2.0**-23
 """By how much float32 arithmetic on samples up to 1 may move the edge of a ball."""
@@ -436,12 +436,14 @@ def name_of(attack: Attack | None) -> str:
 def distortion(
     adversarial: Tensor, original: Tensor, epsilon: float, name: str, perceptual: bool
 ) -> dict[str, float | None]:
-    """How far and how audible: L2, Linf, SNR (dB), PESQ, STOI; None where there is no finite value.
+    """How far and how audible: L0, L1, L2, Linf, SNR (dB), PESQ, STOI; None where there is no finite value.
 
     Raises:
         CampaignError: a file outside the attack's ball.
     """
     values = {
+        "l0": int(metrics.l0_norm(adversarial[None], original[None])),
+        "l1": float(metrics.l1_norm(adversarial[None], original[None])),
         "l2": float(metrics.l2_norm(adversarial[None], original[None])),
         "linf": float(metrics.linf_norm(adversarial[None], original[None])),
         "snr": float(metrics.signal_to_noise_ratio(adversarial[None], original[None])),

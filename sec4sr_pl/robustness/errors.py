@@ -1,6 +1,6 @@
 """What a recognizer with a threshold does wrong, benign and under attack: FAR, FRR, and IER, or EER and minDCF."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -13,26 +13,36 @@ Errors = dict[str, Rate | float | None]
 """FAR, FRR and IER at the threshold; in verification EER and minDCF, over all thresholds, in the place of IER."""
 
 
-def directions(records: Sequence[Record]) -> tuple[Rate, Rate, Rate]:
+Groups = Mapping[str, Hashable]
+"""What an utterance of a campaign was made from, by its name: one recording may stand for several claims."""
+
+
+def rate(records: Sequence[Record], flag: Callable[[Record], bool], groups: Groups) -> Rate:
+    """How many records have a flag, with an interval that counts what was made from one recording together."""
+    return Rate.of(map(flag, records), [groups[record["name"]] for record in records])
+
+
+def directions(records: Sequence[Record], groups: Groups) -> tuple[Rate, Rate, Rate]:
     """Imposters who are accepted, speakers who are rejected, and speakers who are taken for another."""
     imposters = [record for record in records if record["label"] < 0]
     speakers = [record for record in records if record["label"] >= 0]
     return (
-        Rate.of(record["decision"] >= 0 for record in imposters),
-        Rate.of(record["decision"] < 0 for record in speakers),
-        Rate.of(record["decision"] >= 0 and record["decision"] != record["label"] for record in speakers),
+        rate(imposters, lambda record: record["decision"] >= 0, groups),
+        rate(speakers, lambda record: record["decision"] < 0, groups),
+        rate(speakers, lambda record: record["decision"] >= 0 and record["decision"] != record["label"], groups),
     )
 
 
-def errors(records: Sequence[Record], verification: bool, target_prior: float) -> Errors:
+def errors(records: Sequence[Record], groups: Groups, verification: bool, target_prior: float) -> Errors:
     """Errors over all records; None where there was nobody to make one.
 
     Args:
         records: of the benign utterances, or of an attack.
+        groups: what was made from one recording.
         verification: labels and decisions are those of claims, or of one speaker.
         target_prior: probability of a true claim, for minDCF.
     """
-    accepted, rejected, confused = directions(records)
+    accepted, rejected, confused = directions(records, groups)
     if not verification:
         return {"FAR": accepted, "FRR": rejected, "IER": confused}
     scores = claimed_scores(records)

@@ -1,13 +1,15 @@
 """A rate with its interval, as a table says it."""
 
-from collections.abc import Iterable
+from collections import Counter
+from collections.abc import Hashable, Iterable
+from itertools import compress
 from typing import NamedTuple
 
-from sec4sr_pl.metrics import wilson_interval
+from sec4sr_pl.metrics import clustered_interval, wilson_interval
 
 
 class Rate(NamedTuple):
-    """k of n, with its 95 % Wilson interval; fractions, None where n is 0."""
+    """k of n, with its 95 % interval; fractions, None where n is 0."""
 
     successes: int
     trials: int
@@ -16,13 +18,23 @@ class Rate(NamedTuple):
     high: float | None
 
     @classmethod
-    def of(cls, flags: Iterable[bool]) -> "Rate":
-        """The rate of flags that are set."""
+    def of(cls, flags: Iterable[bool], groups: Iterable[Hashable] | None = None) -> "Rate":
+        """The rate of flags that are set.
+
+        Args:
+            flags: one a trial.
+            groups: what each belongs to, where some belong together; the interval is then `clustered_interval`'s.
+        """
         listed = list(flags)
         successes, trials = sum(listed), len(listed)
         if not trials:
             return cls(0, 0, None, None, None)
-        return cls(successes, trials, successes / trials, *wilson_interval(successes, trials))
+        if groups is None:
+            return cls(successes, trials, successes / trials, *wilson_interval(successes, trials))
+        belongs = list(groups)
+        tried, won = Counter(belongs), Counter(compress(belongs, listed))
+        interval = clustered_interval([won[group] for group in tried], list(tried.values()))
+        return cls(successes, trials, successes / trials, *interval)
 
     def __str__(self) -> str:
         """61.4 [55.2, 67.2], in percent."""

@@ -4,20 +4,27 @@ import csv
 import io
 import json
 import math
+import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
-from sec4sr_pl.attacks import Attack, UniformNoise
+from sec4sr_pl.attacks import Attack, Claim, UniformNoise
 from sec4sr_pl.metrics import r1_score
 from sec4sr_pl.robustness.campaign import BENIGN, Campaign, Record, counted, write_text
-from sec4sr_pl.robustness.errors import Errors, columns, directions, errors, said
+from sec4sr_pl.robustness.errors import Errors, Groups, columns, directions, errors, rate, said
+from sec4sr_pl.robustness.lengths import Quarter, quarters
 from sec4sr_pl.robustness.rates import Rate, shown
 from sec4sr_pl.robustness.sentinel import Report, examine
+from sec4sr_pl.types import SAMPLE_RATE
 
-EXACT = ("l2", "linf", "snr")
-MEASURES = (*EXACT, "pesq", "stoi")
+EXACT = ("l0", "l1", "l2", "linf", "snr")
+MEASURES = {"l0": ("L0", 0), "l1": ("L1", 2), "l2": ("L2", 3), "linf": ("Linf", 5), "snr": ("SNR dB", 1)} | {
+    "pesq": ("PESQ", 2),
+    "stoi": ("STOI", 3),
+}
+"""Title and digits of each measure of distortion."""
 
 
 class Row(NamedTuple):
@@ -30,6 +37,8 @@ class Row(NamedTuple):
     """The goal reached, among utterances that were decided correctly before and whose target is not their speaker."""
     accuracy_over_draws: float | None
     """Mean accuracy over fresh draws of a randomized recognizer."""
+    changed: int
+    """Utterances that the attack changed, over which distortion is measured; without a ball, those of its successes."""
     measures: dict[str, dict[str, float | int | None]]
     """Mean of each measure of distortion, and for how many utterances it is not defined; None where not measured."""
     queries: float
@@ -53,6 +62,10 @@ class Summary(NamedTuple):
     sentinel: Report
     errors: dict[str, Errors]
     """Of the benign utterances and under each attack; none in a closed set."""
+    seconds: tuple[float, float, float]
+    """Length of the shortest, the median and the longest utterance."""
+    quarters: list[Quarter]
+    """Accuracy by length; none of few utterances."""
 
     @property
     def directions(self) -> list[str]:
@@ -79,6 +92,10 @@ class Summary(NamedTuple):
                 attack: {name: value._asdict() if isinstance(value, Rate) else value for name, value in found.items()}
                 for attack, found in self.errors.items()
             },
+            "quarters": [
+                {**q._asdict(), "accuracy": {name: rate._asdict() for name, rate in q.accuracy.items()}}
+                for q in self.quarters
+            ],
         }
         return json.dumps(plain, indent=1, allow_nan=False) + "\n"
 
@@ -92,6 +109,7 @@ class Summary(NamedTuple):
                 **row.success.columns("success"),
                 "accuracy_over_draws": row.accuracy_over_draws,
                 "queries": row.queries,
+                "changed": row.changed,
                 **{name: row.measures[name]["mean"] for name in MEASURES},
                 **{f"{name}_undefined": row.measures[name]["undefined"] for name in MEASURES},
                 **{title: cell for name, rate in row.directions.items() for title, cell in rate.columns(name).items()},
@@ -113,17 +131,16 @@ class Summary(NamedTuple):
         randomized = self.benign_over_draws is not None
         titles = ["attack", "accuracy % [95 %]", *(["over draws %"] if randomized else [])]
         titles += ["success % of n [95 %]", "n", *(f"{name} % [95 %]" for name in self.directions)]
-        titles += ["L2", "Linf", "SNR dB", "PESQ", "STOI", "undefined", "queries"]
+        titles += ["changed", *(title for title, _ in MEASURES.values()), "undefined", "queries"]
         lines = [titles, ["---"] * len(titles)]
-        blank = ["-"] * (9 + len(self.directions))
+        blank = ["-"] * (5 + len(MEASURES) + len(self.directions))
 
         def drawn(value: float | None) -> list[str]:
             return [shown(None if value is None else 100 * value, 1)] if randomized else []
 
         lines.append(["none (benign)", str(self.benign), *drawn(self.benign_over_draws), *blank])
         for row in self.rows:
-            digits = {"l2": 3, "linf": 5, "snr": 1, "pesq": 2, "stoi": 3}
-            means = [shown(row.measures[name]["mean"], digits[name]) for name in MEASURES]
+            means = [shown(row.measures[name]["mean"], digits) for name, (_, digits) in MEASURES.items()]
             undefined = ", ".join(
                 f"{row.measures[m]['undefined']} {m.upper()}" for m in MEASURES if row.measures[m]["undefined"]
             )
@@ -135,6 +152,7 @@ class Summary(NamedTuple):
                     str(row.success),
                     str(row.success.trials),
                     *map(str, row.directions.values()),
+                    str(row.changed),
                     *means,
                     undefined or "0",
                     f"{row.queries:.0f}",
@@ -145,9 +163,23 @@ class Summary(NamedTuple):
         if self.errors:
             wrong = [{"errors": attack, **said(found)} for attack, found in self.errors.items()]
             tables.append(markdown([[*wrong[0]], ["---"] * len(wrong[0]), *(line.values() for line in wrong)]))
+        if self.quarters:
+            titles = ["accuracy % [95 %] by length", *(quarter.title for quarter in self.quarters)]
+            tables.append(markdown([titles, ["---"] * len(titles), *self.by_length()]))
         r1 = "-" if self.r1 is None else f"{100 * self.r1:.1f} %"
-        head = f"Goal: {self.goal}. {self.benign.trials} utterances. R1 (benign and mean adversarial accuracy): {r1}."
+        lengths = "of {:.1f} to {:.1f} s, median {:.1f} s".format(*(self.seconds[i] for i in (0, 2, 1)))
+        head = (
+            f"Goal: {self.goal}. {self.benign.trials} utterances {lengths}. "
+            f"R1 (benign and mean adversarial accuracy): {r1}."
+        )
         return "\n\n".join([head, *tables, *self.notes, *self.sentinel.lines()]) + "\n"
+
+    def by_length(self) -> list[list[str]]:
+        """A line an attack, the benign utterances first: its name, and the accuracy in each quarter."""
+        return [
+            [attack, *(str(quarter.accuracy[attack]) for quarter in self.quarters)]
+            for attack in (BENIGN, *(row.attack for row in self.rows))
+        ]
 
 
 def markdown(lines: Iterable[Iterable[str]]) -> str:
@@ -173,23 +205,32 @@ def summarize(campaign: Campaign, target_prior: float = 0.01) -> Summary:
     """
     benign = {record["name"]: record for record in campaign.records(BENIGN)}
     records = {a.name: {record["name"]: record for record in campaign.records(a.name)} for a in campaign.attacks}
-    judged = {} if campaign.threshold == -math.inf else {BENIGN: benign, **records}
-    rows = [_row(a, list(records[a.name].values()), benign, campaign) for a in campaign.attacks]
+    groups = {utterance.name: (utterance.path, utterance.start) for utterance in campaign.data.utterances}
+    seconds = {utterance.name: utterance.frames / SAMPLE_RATE for utterance in campaign.data.utterances}
+    everything = {BENIGN: [*benign.values()], **{name: [*own.values()] for name, own in records.items()}}
+    judged = {} if campaign.threshold == -math.inf else everything
+    rows = [_row(a, everything[a.name], benign, groups, campaign) for a in campaign.attacks]
     judges = [attack.name for attack in campaign.attacks if comparable(attack)]
     accuracies = [row.accuracy.value for row in rows if row.attack in judges and row.accuracy.value is not None]
-    worst = [own["correct"] and all(records[a][name]["correct"] for a in judges) for name, own in benign.items()]
-    benign_rate = Rate.of(own["correct"] for own in benign.values())
+    benign_rate = rate(everything[BENIGN], lambda own: own["correct"], groups)
+    worst = rate(
+        everything[BENIGN],
+        lambda own: own["correct"] and all(records[judge][own["name"]]["correct"] for judge in judges),
+        groups,
+    )
     r1 = r1_score(benign_rate.value or 0.0, math.fsum(accuracies) / len(accuracies)) if accuracies else None
     return Summary(
         benign_rate,
         mean(own["correct_rate"] for own in benign.values()),
         rows,
-        Rate.of(worst),
+        worst,
         r1,
         campaign.goal,
         [*notes(campaign), *([f"minDCF: a claim is true with probability {target_prior:g}."] * campaign.verification)],
         examine(campaign, benign, records),
-        {name: errors([*own.values()], campaign.verification, target_prior) for name, own in judged.items()},
+        {name: errors(own, groups, campaign.verification, target_prior) for name, own in judged.items()},
+        (min(seconds.values()), statistics.median(seconds.values()), max(seconds.values())),
+        quarters(seconds, everything, groups),
     )
 
 
@@ -198,10 +239,13 @@ def comparable(attack: Attack) -> bool:
     return math.isfinite(attack.epsilon) and not isinstance(attack, UniformNoise)
 
 
-def _row(attack: Attack, records: Sequence[Record], benign: dict[str, Record], campaign: Campaign) -> Row:
+def _row(
+    attack: Attack, records: Sequence[Record], benign: dict[str, Record], groups: Groups, campaign: Campaign
+) -> Row:
     """The numbers of one attack; the distortion of one without a ball is that of its successes."""
     perceptual, tried = campaign.perceptual, counted(records, benign)
-    changed = records if math.isfinite(attack.epsilon) else [record for record in tried if record["achieved"]]
+    heard = records if math.isfinite(attack.epsilon) else [record for record in tried if record["achieved"]]
+    changed = [record for record in heard if record["linf"] > 0.0]
     measures: dict[str, dict[str, float | int | None]] = {
         measure: {
             "mean": mean(record[measure] for record in changed),
@@ -211,18 +255,19 @@ def _row(attack: Attack, records: Sequence[Record], benign: dict[str, Record], c
     }
     return Row(
         attack.name,
-        Rate.of(record["correct"] for record in records),
-        Rate.of(record["achieved"] for record in tried),
+        rate(records, lambda record: record["correct"], groups),
+        rate(tried, lambda record: record["achieved"], groups),
         mean(record["correct_rate"] for record in records),
+        len(changed),
         measures,
         math.fsum(record["queries"] for record in records) / len(records),
-        {} if campaign.threshold == -math.inf else _directions(records, benign),
+        {} if campaign.threshold == -math.inf else _directions(records, benign, groups),
     )
 
 
-def _directions(records: Sequence[Record], benign: dict[str, Record]) -> dict[str, Rate]:
+def _directions(records: Sequence[Record], benign: dict[str, Record], groups: Groups) -> dict[str, Rate]:
     before = [record for record in records if benign[record["name"]]["correct"]]
-    return dict(zip(("accepted", "rejected", "confused"), directions(before), strict=True))
+    return dict(zip(("accepted", "rejected", "confused"), directions(before, groups), strict=True))
 
 
 def notes(campaign: Campaign) -> list[str]:
@@ -235,6 +280,8 @@ def notes(campaign: Campaign) -> list[str]:
             f"{', '.join(free)}: no ball, so not in the worst case and in R1; read how much a success changed "
             "(means over the successes)."
         )
+    if isinstance(campaign.objective, Claim):
+        found.append("Intervals count the claims of one recording together.")
     if campaign.goal != "untargeted":
         found.append("Targeted attacks do not aim at wrong decisions: read their success; accuracy and R1 flatter.")
     if campaign.perceptual is False:

@@ -26,6 +26,8 @@ def show(summary: Summary, paths: Sequence[Path], console: Console) -> None:
     console.print(table(summary))
     if summary.errors:
         console.print(wrong(summary))
+    if summary.quarters:
+        console.print(lengths(summary))
     r1 = "-" if summary.r1 is None else f"{100 * summary.r1:.1f} %"
     console.print(Text(f"R1, harmonic mean of the benign and the mean adversarial accuracy: {r1}"))
     for note in [f"- {note}" for note in summary.notes] + summary.sentinel.lines():
@@ -65,4 +67,15 @@ def wrong(summary: Summary) -> Table:
         grid.add_column(title.replace(" [", "\n["), justify="right", no_wrap=True)
     for attack, cells in lines.items():
         grid.add_row(*map(Text, (attack, *cells.values())))
+    return grid
+
+
+def lengths(summary: Summary) -> Table:
+    """A line an attack: accuracy in each quarter of length."""
+    grid = Table(box=box.SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
+    grid.add_column("accuracy % by length", overflow="fold")
+    for quarter in summary.quarters:
+        grid.add_column(quarter.title, justify="right", no_wrap=True)
+    for attack, *cells in summary.by_length():
+        grid.add_row(*map(Text, (attack, *(cell.partition(" [")[0] for cell in cells))))
     return grid
