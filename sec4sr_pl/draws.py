@@ -1,7 +1,8 @@
 """Seeds and draws that depend on what is drawn for, never on worker, rank or what ran before."""
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor
@@ -11,6 +12,14 @@ def key(*parts: object) -> int:
     """A 63-bit seed from anything with a stable text: the same on every machine and in every process."""
     text = "\x1f".join(str(part) for part in parts)
     return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "big") >> 1
+
+
+@contextmanager
+def kept_generators(device: torch.device) -> Iterator[None]:
+    """A block after which the global generators of the CPU and of a device are as they were before."""
+    devices = [] if device.type == "cpu" else [torch.device(device.type, device.index or 0)]
+    with torch.random.fork_rng(devices, device_type="cuda" if device.type == "cpu" else device.type):
+        yield
 
 
 class Draws:

@@ -308,6 +308,7 @@ def work(campaign: Campaign, fabric: Fabric) -> None:
     rank, world = fabric.global_rank, fabric.world_size
     with Progress(*columns, console=console) as progress:
         own = sum(len(batch) * (len(campaign.attacks) + 1) for batch in campaign.batches[rank::world])
+        own += len(campaign.sample) if rank == 0 else 0
         task = progress.add_task("attacked utterances", total=own)
         try:
             campaign.run(rank, world, lambda done: progress.advance(task, done))

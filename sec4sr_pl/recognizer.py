@@ -79,14 +79,18 @@ class Recognizer(nn.Module):
                 if defense.after == name:
                     yield defense
 
+    def parts(self) -> list[nn.Module]:
+        """All that a signal meets, in order."""
+        return [*self.chain(), self.backbone, self.scorer]
+
     @property
     def randomized(self) -> bool:
-        """Whether two calls on the same waveform may differ."""
-        return any(defense.randomized for defense in self.defenses)
+        """Whether two calls on the same waveform may differ, as a part of it says by an attribute of that name."""
+        return any(getattr(part, "randomized", False) for part in self.parts())
 
     def seed(self, seed: int) -> None:
-        """Restart the generators of everything in the chain that draws."""
-        for index, module in enumerate(self.chain()):
+        """Restart the generators of all parts that draw, by their method `seed`."""
+        for index, module in enumerate(self.parts()):
             if hasattr(module, "seed"):
                 module.seed(seed + index)  # type: ignore[operator]
 
@@ -243,7 +247,7 @@ class Ensemble(nn.Module):
     @property
     def randomized(self) -> bool:
         """Whether two calls on the same waveform may differ."""
-        return any(defense.randomized for defense in self.defenses)
+        return any(member.randomized for member in self.members)
 
     def seed(self, seed: int) -> None:
         """Restart the generators of every member, each with a seed of its own."""

@@ -21,6 +21,7 @@ from sec4sr_pl.backbones import AudioNet
 from sec4sr_pl.defenses import Defense
 from sec4sr_pl.features import FrontEnd, LogMel
 from sec4sr_pl.recognizer import Recognizer
+from sec4sr_pl.robustness import campaign
 from sec4sr_pl.scoring import ClosedSet
 from sec4sr_pl.types import SAMPLE_RATE
 
@@ -64,6 +65,14 @@ def one_thread() -> None:
 def device(request: pytest.FixtureRequest) -> torch.device:
     """Each device that there is."""
     return torch.device(request.param)
+
+
+@pytest.fixture(autouse=True)
+def short_probe(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Campaigns ask little beside their attacks, but in the modules that are about it."""
+    if not getattr(request.module, "WHOLE_PROBE", False):
+        monkeypatch.setattr(campaign, "PROBED", 2)
+        monkeypatch.setattr(campaign, "QUERIES", 2)
 
 
 @pytest.fixture(scope="session")

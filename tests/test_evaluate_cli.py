@@ -26,7 +26,7 @@ from sec4sr_pl.types import SAMPLE_RATE
 REPOSITORY = Path(__file__).parent.parent
 ATTACKS: list[Any] = ["FGSM", {"class_path": "PGD", "init_args": {"steps": 5, "restarts": 1, "draws": 2}}]
 TABLES = ("summary.json", "summary.csv", "summary.md")
-UNITS = 3 * 6
+UNITS = 3 * 6 + 1
 """Benign, FGSM and PGD on twelve utterances, two at a time."""
 
 
@@ -116,7 +116,9 @@ def test_two_processes_leave_the_bytes_of_one_and_flags_say_what_yaml_says(
     assert status == 0, stderr
     assert whole_files(place / "two") == whole_files(alone[0])
     assert stdout.count("Full tables: ") == 1  # one of them speaks
-    assert " 18/18 " in stderr  # of 36, twelve utterances in three units: each did its half
+    assert (
+        " 30/30 " in stderr
+    )  # its half of twelve in three units, and the probe
 
 
 def test_a_campaign_killed_in_the_middle_and_resumed_leaves_the_bytes_of_one_that_was_not(

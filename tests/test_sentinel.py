@@ -40,11 +40,12 @@ from sec4sr_pl.defenses import AverageSmoothing, Defense, GaussianNoise, Quantiz
 from sec4sr_pl.recognizer import Recognizer
 from sec4sr_pl.robustness import Campaign, summarize
 from sec4sr_pl.robustness.campaign import BENIGN
-from sec4sr_pl.robustness.probe import ball, limited, queries_victim, shortened, white_box
+from sec4sr_pl.robustness.probe import ball, limited, onward, queries_victim, white_box, witness
 from sec4sr_pl.robustness.sentinel import CHECKS, Report, beats
 from sec4sr_pl.robustness.transfer import Transfer
 from sec4sr_pl.scoring import ClosedSet
 
+WHOLE_PROBE = True
 DOCS = Path(__file__).parent.parent / "docs" / "sentinel.md"
 
 
@@ -153,8 +154,8 @@ def test_a_healthy_campaign_raises_no_flag_and_leaves_nothing_unchecked(examine:
 def test_without_rows_to_compare_it_says_so(examine: Examine) -> None:
     found = examine([FGSM()])
     assert found.flags == []
-    assert found.unchecked == ["black-box", "epsilon", "steps", "unfinished", "unbounded"]
-    assert "Nothing to compare for: black-box, epsilon, " in found.lines()[-1]
+    assert found.unchecked == ["steps", "unfinished", "unbounded"]
+    assert "Nothing to compare for: steps, unfinished, " in found.lines()[-1]
 
 
 def test_no_eot(examine: Examine) -> None:
@@ -226,11 +227,12 @@ def test_black_box(examine: Examine, recognizer: Recognizer) -> None:
     scorer = like(recognizer.scorer, Rounded)
     attacks = [FGSM(0.02), Square(0.02, steps=60)]
     found = examine([*attacks, FGSM(0.01)], scorer=scorer)
-    (flag,) = [flag for flag in found.flags if flag.id == "black-box"]
-    assert flag.text.startswith("Square-60-eps0.02, without gradients, succeeds on ")
-    assert flag.text.endswith("FGSM-eps0.02 on 0.")
+    texts = [flag.text for flag in found.flags if flag.id == "black-box"]
+    assert texts[0].startswith("Square-60-eps0.02, without gradients, succeeds on ")
+    assert texts[0].endswith("FGSM-eps0.02 on 0.")
+    assert re.fullmatch(r"50 queries of Square succeed on \d+ of 11 utterances, FGSM-eps0.01 on 0.", texts[1])
     assert "black-box" not in ids(examine(attacks))  # where gradients work
-    assert "black-box" in examine([FGSM(0.01), Square(0.005, steps=1)]).unchecked  # another ball
+    assert "black-box" not in examine([FGSM(0.01)]).unchecked  # the campaign brings queries of its own
     assert "black-box" in examine([L2PGD(0.02), Square(0.02, steps=1)]).unchecked  # another norm
 
 
@@ -275,7 +277,7 @@ def test_steps(examine: Examine) -> None:
 def test_unfinished(examine: Examine) -> None:
     found = examine([PGD(0.002, 0.00001, 20)])
     (flag,) = [flag for flag in found.flags if flag.id == "unfinished"]
-    assert re.search(r"margin of \d+ utterances that withstood PGD-20-step1e-05 .* went \d+ % of the way", flag.text)
+    assert re.search(r"margin of \d+ utterances that withstood PGD-20-step1e-05 .* goes \d+ % of the way", flag.text)
     assert "unfinished" not in ids(examine([PGD(0.0002, 0.00005, 20)]))
 
 
@@ -341,11 +343,20 @@ def test_a_difference_counts_where_chance_makes_it_in_less_than_one_case_of_twen
     assert not beats(both | second, both | first)
 
 
-def test_a_probe_has_a_tenth_fewer_steps() -> None:
-    assert repr(shortened(PGD(steps=50, draws=3))) == repr(PGD(steps=45, draws=3))
-    assert repr(shortened(PGD(steps=5))) == repr(PGD(steps=4))
-    for never in (FGSM(), PGD(steps=1), FMN(), Square(), AutoAttack(), Adaptive(PGD()), PGD(source=NES())):
-        assert shortened(never) is None
+def test_what_goes_on_from_a_result_has_a_tenth_of_the_steps() -> None:
+    assert repr(onward(PGD(steps=50, draws=3, restarts=2))) == repr(PGD(steps=5, draws=3))
+    assert repr(onward(PGD(steps=5))) == repr(PGD(steps=1))
+    assert repr(onward(AutoAttack(0.001))) == repr(PGD(0.001, 0.0001, 10, loss="margin"))
+    for never in (FGSM(), PGD(steps=1), FMN(), Square(), Adaptive(PGD()), PGD(source=NES())):
+        assert onward(never) is None
+
+
+def test_what_is_crafted_without_the_defenses_is_no_stronger() -> None:
+    assert repr(witness(PGD(steps=100, draws=3))) == repr(PGD(steps=20, draws=3))
+    assert repr(witness(FGSM(0.001))) == repr(FGSM(0.001))
+    assert repr(witness(AutoAttack(0.001))) == repr(PGD(0.001, 0.0002, 20))
+    for never in (FMN(), Square(), Adaptive(PGD()), PGD(source=NES()), UniformNoise()):
+        assert witness(never) is None
 
 
 def test_what_sees_gradients_is_a_white_box() -> None:
@@ -375,7 +386,7 @@ def test_the_first_batch_alone_is_probed_and_the_report_stands_in_all_tables(
 ) -> None:
     campaign = Campaign(recognizer, data, [PGD(steps=2)], tmp_path, batch_size=5, perceptual=False)
     campaign.run()
-    assert [record["earlier"] is not None for record in campaign.records("PGD-2")] == [True] * 5 + [False] * 7
+    assert [record["further"] is not None for record in campaign.records("PGD-2")] == [True] * 5 + [False] * 7
     summary = summarize(campaign)
     plain = json.loads(summary.to_json())["sentinel"]
     assert plain["unchecked"] == summary.sentinel.unchecked

@@ -18,21 +18,38 @@ import torch
 from torch import Tensor
 
 from sec4sr_pl import audio, metrics
-from sec4sr_pl.attacks import Attack, AttackResult, Claim, Objective, UniformNoise
-from sec4sr_pl.attacks.written import as_written
+from sec4sr_pl.attacks import PGD, Attack, AttackResult, Claim, Objective, Square, UniformNoise
 from sec4sr_pl.checkpoint import checksum, describe
 from sec4sr_pl.data.base import Utterances, collate
 from sec4sr_pl.data.batches import SECONDS, bounded
 from sec4sr_pl.data.manifest import check_lengths
-from sec4sr_pl.draws import key
+from sec4sr_pl.draws import kept_generators, key
 from sec4sr_pl.files import filename, read_text, whole
 from sec4sr_pl.recognizer import Ensemble, Recognizer
-from sec4sr_pl.robustness.probe import ball, probed, shortened, steepness
+from sec4sr_pl.robustness.probe import (
+    Onward,
+    ball,
+    onward,
+    repeated,
+    slopes,
+    steepness,
+    white_box,
+    without_substitutes,
+    witness,
+)
 from sec4sr_pl.robustness.targets import Goal, choose_targets
 from sec4sr_pl.types import REJECT, Batch
 
 Record = dict[str, Any]
 BENIGN = "benign"
+PROBE = "probe"
+"""Of the records of what is asked beside the attacks."""
+PROBED, REPEATED = 16, 4
+"""Utterances, spread over the manifest, on which it is asked; those that are heard twice at the start."""
+QUERIES = 50
+"""Of the black box that doubts attacks by gradients where the campaign brings none."""
+WIDE = 10.0
+"""The ball in which hardly anything stands, as a multiple of an attack's."""
 FORMAT = 4
 """Of the records; a folder of another one is another campaign."""
 ROUNDING = 2.0**-23
@@ -56,7 +73,7 @@ def check_settings(attacks: Sequence[Attack], batch_size: int, draws: int) -> No
         CampaignError: attacks of one name, no utterance in a batch, or no draw.
     """
     names = [attack.name for attack in attacks]
-    if len(set(names)) < len(names) or BENIGN in names:
+    if len(set(names)) < len(names) or {BENIGN, PROBE} & set(names):
         raise CampaignError(f"Expected attacks with names of their own, got {', '.join(names)}")
     if batch_size < 1 or draws < 1:
         raise CampaignError(f"Expected batch_size and draws >= 1, got {batch_size} and {draws}")
@@ -119,7 +136,12 @@ class Campaign:
         self.objective = (Claim if claims else Objective)(self.threshold, targeted=goal != "untargeted")
         self.verification = claims or (self.threshold > -math.inf and len(recognizer.scorer.speakers) == 1)
         self.batches = bounded(data.utterances, batch_size)
+        count = min(PROBED, len(data))
+        self.sample = [index * len(data) // count for index in range(count)]
         self.defenses = describe(recognizer.defenses)
+        heard_twice = bounded(data.utterances, batch_size, self.sample[:REPEATED])
+        self.repeats = all(repeated(self.recognizer, self.batch(part)) for part in heard_twice)
+        self.randomized = self.recognizer.randomized or not self.repeats
         self.identity = self._identity(identity or {})
         self.mark = sha256(json.dumps(self.identity).encode()).hexdigest()
 
@@ -138,7 +160,7 @@ class Campaign:
             "attacks": {attack.name: attack.identity for attack in self.attacks},
             "goal": self.goal,
             "adaptive": self.adaptive,
-            "randomized": self.recognizer.randomized,
+            "randomized": self.randomized,
             "batch_size": self.batch_size,
             "row_seconds": SECONDS,
             "seed": self.seed,
@@ -190,31 +212,46 @@ class Campaign:
             UserWarning: records or audio that do not fit.
         """
         self.open()
-        device = self.recognizer.scorer.threshold.device
+        with kept_generators(self.recognizer.scorer.threshold.device):
+            self.work(rank, world, progress or (lambda done: None))
+
+    def work(self, rank: int, world: int, told: Callable[[int], None]) -> None:
+        """As `run`."""
+        if rank == 0:
+            if not self.done(PROBE, 0):
+                parts = bounded(self.data.utterances, self.batch_size, self.sample)
+                self.write(PROBE, 0, [record for part in parts for record in self.probe(self.batch(part))])
+            told(len(self.sample))
         for index in range(rank, len(self.batches), world):
-            missing = [a for a in (None, *self.attacks) if not self.done(a, index)]
-            batch = collate([self.data[i] for i in self.batches[index]]) if missing else None
+            missing = [a for a in (None, *self.attacks) if not self.done(name_of(a), index, a)]
+            batch = self.batch(self.batches[index]) if missing else None
             for attack in (None, *self.attacks):
                 if attack in missing and batch is not None:
-                    moved = Batch(
-                        batch.waveforms.to(device), batch.lengths.to(device), batch.speakers.to(device), batch.names
-                    )
-                    records = self.benign(moved) if attack is None else self.attack(attack, moved, index)
+                    records = self.benign(batch) if attack is None else self.attack(attack, batch, index)
                     self.write(name_of(attack), index, records)
-                if progress is not None:
-                    progress(len(self.batches[index]))
+                told(len(self.batches[index]))
+
+    def batch(self, positions: Sequence[int]) -> Batch:
+        """Utterances of the manifest, where the recognizer is."""
+        device = self.recognizer.scorer.threshold.device
+        batch = collate([self.data[position] for position in positions])
+        return Batch(batch.waveforms.to(device), batch.lengths.to(device), batch.speakers.to(device), batch.names)
+
+    def positions(self, name: str, index: int) -> list[int]:
+        """The utterances of a unit, by their positions in the manifest."""
+        return self.sample if name == PROBE else self.batches[index]
 
     def unit(self, name: str, index: int) -> Path:
         """The file of an attack's records on a batch."""
         return self.output / "records" / filename(name) / f"{index:05d}.jsonl"
 
     def records(self, name: str) -> Iterator[Record]:
-        """All records of an attack, or of `benign`, in manifest order.
+        """All records of an attack, of `benign` or of `probe`, in manifest order.
 
         Raises:
             CampaignError: a unit that is not there, or does not fit.
         """
-        for index in range(len(self.batches)):
+        for index in range(1 if name == PROBE else len(self.batches)):
             try:
                 yield from self.read(name, index)
             except CampaignError as error:
@@ -234,7 +271,7 @@ class Campaign:
             records = [json.loads(line) for line in text.splitlines()]
             for record in records:
                 del record["seal"]
-            fits = len(records) == len(self.batches[index]) and text == self.sealed(name, index, records)
+            fits = len(records) == len(self.positions(name, index)) and text == self.sealed(name, index, records)
         except (ValueError, KeyError, TypeError, RecursionError):
             fits = False
         if not fits:
@@ -251,16 +288,16 @@ class Campaign:
         seal = sha256("\n".join([self.mark, name, str(index), *lines]).encode()).hexdigest()
         return "".join(f'{line[:-1]}, "seal": "{seal}"}}\n' for line in lines)
 
-    def done(self, attack: Attack | None, index: int) -> bool:
-        """Whether the records and the audio of a unit are there as they were written.
+    def done(self, name: str, index: int, attack: Attack | None = None) -> bool:
+        """Whether the records of a unit, and the audio of an attack's, are there as they were written.
 
         Warns:
             UserWarning: they are there, and are not.
         """
-        if not self.unit(name_of(attack), index).exists():
+        if not self.unit(name, index).exists():
             return False
         try:
-            for position, record in zip(self.batches[index], self.read(name_of(attack), index), strict=True):
+            for position, record in zip(self.positions(name, index), self.read(name, index), strict=True):
                 path = None if attack is None else self.audio(attack, position)
                 if path is not None and not (path.is_file() and checksum(path) == record["sha256"]):
                     raise CampaignError(f"{path} is missing or was changed")
@@ -273,18 +310,28 @@ class Campaign:
         """The seed of a unit's draws for a purpose."""
         return key(self.seed, name, self.defenses, *names, purpose)
 
+    def restart(self, name: str, names: Sequence[str], purpose: str) -> None:
+        """Restart the draws of the recognizer, and of whatever draws in it without saying so."""
+        seed = self.seeds(name, names, purpose)
+        self.recognizer.seed(seed)
+        torch.manual_seed(seed)
+
+    def aims(self, batch: Batch) -> Tensor:
+        """What the attacks want of each utterance, (batch,): to leave its label, or to reach the target."""
+        if self.goal == "untargeted":
+            return batch.speakers
+        scores = self.undefended(batch.waveforms, batch.lengths)
+        decisions = self.objective.decide(scores, batch.speakers)
+        targets = choose_targets(scores, decisions, batch.speakers, batch.names, self.goal, self.objective, self.seed)
+        return torch.tensor(list(targets), device=batch.speakers.device)
+
     @torch.no_grad()
     def benign(self, batch: Batch) -> list[Record]:
         """The recognizer on the utterances as they are, the targets, and what can be said before any attack."""
-        plain = self.undefended(batch.waveforms, batch.lengths)
-        targets: list[int | None] = [None] * len(batch.names)
-        labels = batch.speakers
-        if self.goal != "untargeted":
-            decisions = self.objective.decide(plain, labels)
-            targets = list(choose_targets(plain, decisions, labels, batch.names, self.goal, self.objective, self.seed))
-            labels = torch.tensor(targets, device=labels.device)
+        labels = self.aims(batch)
+        targets = labels.tolist() if self.objective.targeted else [None] * len(batch.names)
         decisions, measured = self.measure(batch.waveforms, batch, BENIGN, labels)
-        self.recognizer.seed(self.seeds(BENIGN, batch.names, "gradient"))
+        self.restart(BENIGN, batch.names, "gradient")
         gradients = finite(steepness(self.victim, batch, self.objective, labels))
         noise = {str(epsilon): self.noise(epsilon, batch, labels) for epsilon in self.balls}
         return [
@@ -318,30 +365,55 @@ class Campaign:
         self, attack: Attack, victim: Recognizer | Ensemble, batch: Batch, labels: Tensor, name: str
     ) -> AttackResult:
         """What an attack returns; its draws and those of the defenses depend on `name` and the utterances alone."""
-        self.recognizer.seed(self.seeds(name, batch.names, "defenses"))
+        self.restart(name, batch.names, "defenses")
         generator = torch.Generator().manual_seed(self.seeds(name, batch.names, "attack"))
         return attack(victim, batch.waveforms, labels, batch.lengths, self.objective, generator)
 
-    def probe(
-        self, attack: Attack, batch: Batch, labels: Tensor, index: int
-    ) -> tuple[Sequence[float | None], Sequence[bool | None]]:
-        """On the first batch, the margins that a little fewer steps reach and the oblivious attack's successes."""
+    @torch.no_grad()
+    def probe(self, batch: Batch) -> list[Record]:
+        """What a few utterances tell of the recognizer and of the attacks, before there is any."""
+        labels, names = self.aims(batch), batch.names
+        found = slopes(without_substitutes(self.recognizer), batch, self.objective, labels)
+        ratios, lift = [finite(ratio) for ratio in found.ratios], finite(found.lift)
+        queried, wide, oblivious = {}, {}, {}
+        if self.adaptive:
+            for epsilon in self.doubted:
+                black_box = Square(epsilon, QUERIES)
+                queried[epsilon] = self.craft(black_box, self.victim, batch, labels, f"probe {black_box.name}")
+                if WIDE * epsilon < 1.0:
+                    large = PGD(WIDE * epsilon, WIDE * epsilon / 5.0)
+                    wide[epsilon] = self.craft(large, self.victim, batch, labels, f"probe {large.name}")
+            for attack in self.attacks if len(self.recognizer.defenses) else []:
+                if (unaware := witness(attack)) is not None:
+                    result = self.craft(unaware, self.undefended, batch, labels, attack.name)
+                    heard, _ = self.measure(result.waveforms, batch, attack.name, labels)
+                    oblivious[attack.name] = ((heard == labels) == self.objective.targeted).tolist()
+        return [
+            {
+                "name": name,
+                "slopes": [ratio[i] for ratio in ratios],
+                "lift": lift[i],
+                "queried": {str(epsilon): bool(result.achieved[i]) for epsilon, result in queried.items()},
+                "wide": {str(epsilon): bool(result.achieved[i]) for epsilon, result in wide.items()},
+                "oblivious": {attack: achieved[i] for attack, achieved in oblivious.items()},
+            }
+            for i, name in enumerate(names)
+        ]
 
-        def heard(tried: Attack, victim: Recognizer | Ensemble) -> tuple[Tensor, dict[str, list[float | None]]]:
-            result = self.craft(tried, victim, batch, labels, attack.name)
-            written = as_written(result.waveforms, batch.waveforms, attack.epsilon)
-            return self.measure(written, batch, attack.name, labels)
+    @property
+    def doubted(self) -> list[float]:
+        """The radii of the L-infinity balls in which the campaign attacks by gradients."""
+        return sorted({ball(attack) for attack in self.attacks if white_box(attack)} - {math.inf})
 
-        earlier: Sequence[float | None] = [None] * len(batch.names)
-        oblivious: Sequence[bool | None] = [None] * len(batch.names)
-        if index > 0 or not probed(attack):
-            return earlier, oblivious
-        if (shorter := shortened(attack)) is not None:
-            earlier = heard(shorter, self.victim)[1]["margin"]
-        if self.adaptive and len(self.recognizer.defenses):
-            decisions, _ = heard(attack, self.undefended)
-            oblivious = ((decisions == labels) == self.objective.targeted).tolist()
-        return earlier, oblivious
+    def further(self, attack: Attack, batch: Batch, labels: Tensor, crafted: Tensor) -> list[float | None]:
+        """By how much a few steps more lower the margins, before any rounding; None where that can't be asked."""
+        descent = onward(attack)
+        if descent is None:
+            return [None] * len(batch.names)
+        result = self.craft(Onward(descent, crafted), self.victim, batch, labels, attack.name)
+        ends = [self.measure(waveforms, batch, attack.name, labels)[1] for waveforms in (crafted, result.waveforms)]
+        falls = zip(*(end["margin"] for end in ends), strict=True)
+        return [None if before is None or after is None else before - after for before, after in falls]
 
     def attack(self, attack: Attack, batch: Batch, index: int) -> list[Record]:
         """An attack on a batch: craft, write, read again, measure."""
@@ -362,7 +434,8 @@ class Campaign:
             decisions, measured = self.measure(
                 heard, batch._replace(lengths=again.lengths.to(heard.device)), attack.name, labels
             )
-            earlier, oblivious = self.probe(attack, batch, labels, index)
+            nothing: list[float | None] = [None] * len(batch.names)
+            further = self.further(attack, batch, labels, result.waveforms) if index == 0 else nothing
         records = []
         for i, name in enumerate(batch.names):
             decision, label = int(decisions[i]), int(batch.speakers[i])
@@ -378,8 +451,7 @@ class Campaign:
                     "correct_rate": measured["correct"][i],
                     "achieved_rate": measured["achieved"][i],
                     "margin": measured["margin"][i],
-                    "earlier": earlier[i],
-                    "oblivious": oblivious[i],
+                    "further": further[i],
                     "queries": int(result.queries[i]),
                     **distortion(read[i], originals[i], attack.epsilon, name, self.perceptual),
                     "audio": paths[i].relative_to(self.output).as_posix(),
@@ -401,13 +473,13 @@ class Campaign:
 
         For a randomized recognizer these are means over further draws, for a deterministic one the rates are None.
         """
-        self.recognizer.seed(self.seeds(name, batch.names, "measure"))
+        self.restart(name, batch.names, "measure")
         scores = self.recognizer(waveforms, batch.lengths)
         if not bool(scores.isfinite().all()):
             raise CampaignError(f"The recognizer gave scores that are not finite for {', '.join(batch.names)}")
         decisions = self.objective.decide(scores, labels)
         nothing: list[float | None] = [None] * len(batch.names)
-        if not self.recognizer.randomized:
+        if not self.randomized:
             margins = self.objective.loss(scores, labels)
             return decisions, {"correct": nothing, "achieved": nothing, "margin": finite(margins)}
         further = [self.recognizer(waveforms, batch.lengths) for _ in range(self.draws)]

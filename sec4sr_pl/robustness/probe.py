@@ -1,15 +1,29 @@
 """What a campaign asks beside the attacks, so that the sentinel can doubt them: cheap, and part of the records."""
 
 import math
+from collections.abc import Sequence
+from typing import NamedTuple, cast
 
+import torch
 from torch import Tensor
 
-from sec4sr_pl.attacks import NES, Attack, Objective
+from sec4sr_pl.attacks import APGD, NES, PGD, Attack, AutoAttack, Objective
+from sec4sr_pl.attacks.base import CountedScore, Generators
 from sec4sr_pl.attacks.gradient import attack_loss
 from sec4sr_pl.attacks.source import BackPropagation
 from sec4sr_pl.attacks.transformed import Transformed
+from sec4sr_pl.defenses import Defense
+from sec4sr_pl.draws import kept_generators
 from sec4sr_pl.recognizer import Ensemble, Recognizer
-from sec4sr_pl.types import Batch
+from sec4sr_pl.types import Batch, valid_mask
+
+DISTANCES = (2.0**-17, 2.0**-15, 2.0**-13)
+"""How far samples are moved along a gradient: a quarter of, one and four steps of 16-bit audio."""
+RANDOM_DIRECTIONS = 4
+WITNESS_STEPS = 20
+"""At most so many of an attack without the defenses: more would cost more than they tell."""
+SAME = 1e-5
+"""Of the largest score: what rounding may change."""
 
 
 def layers(attack: Attack) -> list[Attack]:
@@ -42,18 +56,118 @@ def ball(attack: Attack) -> float:
     return attack.epsilon if layers(attack)[-1].distance == "L∞" else math.inf
 
 
-def probed(attack: Attack) -> bool:
-    """Whether an attack is asked more on the first batch: a white box with a budget and without members."""
+def sourced(attack: Attack) -> bool:
+    """Whether an attack is a white box with a budget whose steps follow a gradient source of its own."""
     return white_box(attack) and attack.bounded and "source" in attack.settings()
 
 
-def shortened(attack: Attack) -> Attack | None:
-    """The same attack without the last tenth of its steps, at least one; None where that can't be asked."""
-    settings = attack.settings()
-    steps = settings.get("steps", 1)
-    if not probed(attack) or steps < 2:
-        return None
-    return type(attack)(**{**settings, "steps": steps - max(1, steps // 10)})
+def onward(attack: Attack) -> PGD | None:
+    """What goes on from an attack's result for another tenth of its steps; None where that can't be asked."""
+    steps = attack.settings().get("steps", 1)
+    more = max(1, steps // 10)
+    if isinstance(attack, PGD) and sourced(attack) and steps > 1:
+        return type(attack)(**{**attack.settings(), "steps": more, "restarts": 0})
+    if isinstance(attack, APGD | AutoAttack) and white_box(attack):
+        step = attack.epsilon / 10.0
+        return PGD(attack.epsilon, step, more, draws=attack.gradient_draws, loss="margin")
+    return None
+
+
+class Onward(Attack):
+    """Another attack's descent, from (batch, time) waveforms in its ball instead of from the utterances."""
+
+    separable = False
+
+    def __init__(self, attack: PGD, start: Tensor) -> None:
+        self.attack, self.start, self.epsilon = attack, start, attack.epsilon
+
+    def perturb(
+        self,
+        score: CountedScore,
+        waveforms: Tensor,
+        labels: Tensor,
+        lengths: Tensor,
+        objective: Objective,
+        generator: Generators,
+    ) -> Tensor:
+        """Where the descent ends."""
+        return self.attack.descend(score, self.start, waveforms, labels, lengths, objective, generator)
+
+
+def witness(attack: Attack) -> Attack | None:
+    """The attack that is crafted without the defenses, to compare with; not stronger than the attack itself.
+
+    None for attacks that are no white box, have no budget, or try the oblivious example themselves.
+    """
+    if sourced(attack) and "steps" in attack.settings():
+        settings = attack.settings()
+        return type(attack)(**{**settings, "steps": min(settings["steps"], WITNESS_STEPS)})
+    if sourced(attack):
+        return attack
+    if isinstance(attack, AutoAttack) and white_box(attack):
+        return PGD(attack.epsilon, attack.epsilon / 5.0, WITNESS_STEPS)
+    return None
+
+
+def without_substitutes(recognizer: Recognizer | Ensemble) -> Recognizer | Ensemble:
+    """The recognizer without the defenses for which another gradient stands, which finite differences contradict."""
+    defenses = cast(Sequence[Defense], recognizer.defenses)
+    kept = [defense for defense in defenses if defense.differentiable]
+    if len(kept) == len(defenses):
+        return recognizer
+    return recognizer.with_defenses([] if isinstance(recognizer, Ensemble) else kept)
+
+
+@torch.no_grad()
+def repeated(recognizer: Recognizer | Ensemble, batch: Batch) -> bool:
+    """Whether two passes over utterances give the same scores, where all that says that it draws starts equally."""
+    passes = []
+    with kept_generators(batch.waveforms.device):
+        for draw in range(2):
+            recognizer.seed(0)
+            torch.manual_seed(draw)  # the generator of who does not say so
+            passes.append(recognizer(batch.waveforms, batch.lengths).double())
+    first, second = passes
+    return bool(((first - second).abs().amax(1) <= SAME * first.abs().amax(1)).all())
+
+
+class Slopes(NamedTuple):
+    """How the margin changes where an attack goes, beside what the gradient says of it; (batch,) each."""
+
+    ratios: list[Tensor]
+    """For each of `DISTANCES`, the central difference along the gradient's sign over what the gradient promises."""
+    lift: Tensor
+    """How far the margin falls against the gradient's sign, as a multiple of what it changes in a random direction."""
+
+
+def slopes(recognizer: Recognizer | Ensemble, batch: Batch, objective: Objective, labels: Tensor) -> Slopes:
+    """Finite differences of the margin, 16 passes; a randomized recognizer draws the same at each."""
+
+    def start() -> None:
+        recognizer.seed(0)
+        torch.manual_seed(0)
+
+    def margin(waveforms: Tensor) -> Tensor:
+        start()
+        return objective.loss(recognizer(waveforms, batch.lengths), labels).double()
+
+    start()
+    _, gradient = BackPropagation()(
+        recognizer, batch.waveforms, batch.lengths, lambda scores: objective.loss(scores, labels), None
+    )
+    valid = valid_mask(batch.lengths, batch.waveforms.shape[1])
+    along, steep = gradient.sign() * valid, gradient.double().abs().sum(1)
+    ratios = [
+        (margin(batch.waveforms + h * along) - margin(batch.waveforms - h * along)) / (2.0 * h * steep)
+        for h in DISTANCES
+    ]
+    step, generator, changes = DISTANCES[1], torch.Generator().manual_seed(0), []
+    for _ in range(RANDOM_DIRECTIONS):
+        signs = torch.randint(0, 2, gradient.shape, generator=generator).to(gradient) * 2.0 - 1.0
+        away = step * signs * valid
+        changes.append((margin(batch.waveforms + away) - margin(batch.waveforms - away)).abs() / 2.0)
+    fall = margin(batch.waveforms) - margin(batch.waveforms - step * along)
+    return Slopes(ratios, fall / torch.stack(changes).mean(0))
 
 
 def steepness(recognizer: Recognizer | Ensemble, batch: Batch, objective: Objective, labels: Tensor) -> Tensor:

@@ -1,14 +1,16 @@
 """The sentinel: reasons to doubt a campaign's figures. docs/sentinel.md has a paragraph on each."""
 
 import math
+import statistics
 from collections.abc import Callable
 from typing import NamedTuple
 
 from scipy.stats import binomtest
 
 from sec4sr_pl.attacks import Adaptive, Attack, UniformNoise
-from sec4sr_pl.robustness.campaign import Campaign, Record, counted
-from sec4sr_pl.robustness.probe import ball, layers, limited, queries_victim, white_box
+from sec4sr_pl.attacks.worst import WorstCase
+from sec4sr_pl.robustness.campaign import QUERIES, WIDE, Campaign, Record, counted
+from sec4sr_pl.robustness.probe import DISTANCES, ball, layers, limited, queries_victim, white_box
 
 CHANCE = 0.05
 """A difference that is as likely by chance says nothing; it takes five utterances of five."""
@@ -19,6 +21,10 @@ VANISHING = 1e-30
 FALLING = 0.05
 """Part of the way that the last tenth of the steps may go: half of an even pace."""
 
+LEAST_SLOPES, MOST_SLOPE = (0.5, 0.25, 0.1), 10.0
+"""Of what a gradient says, at each of `DISTANCES`; medians of the shipped parts are above 0.82, 0.66 and 0.35."""
+LEAST_LIFT = 8.0
+"""Times a random step; on the shipped recognizers and defenses medians are above 20."""
 FEW = 3
 """Utterances still standing, the least to tell whether a loss is falling."""
 
@@ -60,6 +66,8 @@ class Evidence(NamedTuple):
     benign: dict[str, Record]
     records: dict[str, dict[str, Record]]
     """Of each attack, by its name."""
+    probe: dict[str, Record]
+    """What was asked beside the attacks, by utterance."""
 
     @property
     def attacks(self) -> list[Attack]:
@@ -73,6 +81,15 @@ class Evidence(NamedTuple):
     def won(self, attack: Attack) -> set[str]:
         """The utterances on which it does."""
         return {record["name"] for record in self.counted(attack) if record["achieved"]}
+
+    def asked(self, question: str, about: object) -> tuple[set[str], set[str]]:
+        """The utterances on which an attack can succeed that were asked a question, and those that answered yes."""
+        answers = {
+            name: record[question][str(about)]
+            for name, record in self.probe.items()
+            if str(about) in record[question] and counted([self.benign[name]], self.benign)
+        }
+        return set(answers), {name for name, answer in answers.items() if answer}
 
     def sweeps(self, parameter: str, *tied: str) -> list[tuple[Attack, Attack]]:
         """Pairs of attacks that differ in a parameter alone, the smaller first; `tied` may go along with it."""
@@ -96,9 +113,19 @@ Sentences = list[str] | None
 """What a check found; None: nothing to compare."""
 
 
+def randomness(evidence: Evidence) -> Sentences:
+    """A recognizer that draws random numbers, and does not say so or can't be made to repeat them."""
+    if evidence.campaign.repeats:
+        return []
+    return [
+        "Two passes over the same utterances gave different scores: something in the recognizer draws random numbers "
+        "without an attribute `randomized` and a method `seed`. Its figures are of draws that nobody can repeat."
+    ]
+
+
 def no_eot(evidence: Evidence) -> Sentences:
     """A randomized recognizer, attacked without averaging."""
-    if not (evidence.campaign.recognizer.randomized and evidence.campaign.adaptive):
+    if not (evidence.campaign.randomized and evidence.campaign.adaptive):
         return []
     few = [attack.name for attack in evidence.attacks if attack.gradient_draws == 1 and queries_victim(attack)]
     text = f"Randomized recognizer, one draw a step (no EOT): {', '.join(few)} may look weaker than they are."
@@ -134,6 +161,36 @@ def gradient(evidence: Evidence) -> Sentences:
     ]
 
 
+def slope(evidence: Evidence) -> Sentences:
+    """A gradient that does not say how the margin changes."""
+    probed = list(evidence.probe.values())
+    for place, (distance, least) in enumerate(zip(DISTANCES, LEAST_SLOPES, strict=True)):
+        middle = statistics.median(record["slopes"][place] or 0.0 for record in probed)
+        if not least <= middle <= MOST_SLOPE:
+            return [
+                f"Moved along their gradients by {distance:.1g} of full scale, {len(probed)} utterances change their "
+                f"margins by {middle:.3g} of what the gradients say (median): they are not the recognizer's."
+            ]
+    lift = statistics.median(record["lift"] or 0.0 for record in probed)
+    if lift < LEAST_LIFT:
+        return [
+            f"A step against their gradients lowers the margins of {len(probed)} utterances by no more than {lift:.1f} "
+            "times what a random step changes (median): the gradients leave most of the samples out."
+        ]
+    return []
+
+
+def raised(evidence: Evidence) -> Sentences:
+    """An attack by gradients that moves away from its goal."""
+    sentences = []
+    for attack in evidence.attacks:
+        records = evidence.counted(attack)
+        up = sum(record["margin"] > evidence.benign[record["name"]]["margin"] for record in records)
+        if white_box(attack) and 2 * up > len(records):
+            sentences.append(f"{attack.name} raised the margin of {up} of {len(records)} utterances.")
+    return sentences
+
+
 def unchanged(evidence: Evidence) -> Sentences:
     """Utterances that withstood an attack which did nothing."""
     sentences = []
@@ -159,7 +216,29 @@ def black_box(evidence: Evidence) -> Sentences:
                 f"{blind.name}, without gradients, succeeds on {len(won)} utterances, "
                 f"{', '.join(rival.name for rival in rivals)} on {len(theirs)}."
             )
+    for radius in evidence.campaign.doubted:
+        names, won = evidence.asked("queried", radius)
+        rivals = [attack for attack in evidence.attacks if white_box(attack) and ball(attack) == radius]
+        theirs = set[str]().union(*map(evidence.won, rivals)) & names
+        compared |= bool(names)
+        if beats(won, theirs):
+            sentences.append(
+                f"{QUERIES} queries of Square succeed on {len(won)} of {len(names)} utterances, "
+                f"{', '.join(rival.name for rival in rivals)} on {len(theirs)}."
+            )
     return sentences if compared else None
+
+
+def suite(evidence: Evidence) -> Sentences:
+    """A single attack beats one that tries several."""
+    sentences = []
+    suites = [attack for attack in evidence.attacks if isinstance(attack, WorstCase)]
+    pairs = [(best, a) for best in suites for a in evidence.attacks if a is not best and ball(a) == ball(best)]
+    for best, other in pairs:
+        won, theirs = evidence.won(other), evidence.won(best)
+        if beats(won, theirs):
+            sentences.append(f"{other.name} succeeds on {len(won)} utterances, {best.name} on {len(theirs)}.")
+    return sentences if pairs or not suites else None
 
 
 def epsilon(evidence: Evidence) -> Sentences:
@@ -179,6 +258,13 @@ def epsilon(evidence: Evidence) -> Sentences:
                     f"{less.name} succeeds on {len(few)} of {total} utterances, {more.name} with {budget} of "
                     f"{large:g} instead of {small:g} on {len(many)}."
                 )
+    for radius in evidence.campaign.doubted:
+        names, won = evidence.asked("wide", radius)
+        compared |= bool(names)
+        if 2 * len(won) < len(names):
+            sentences.append(
+                f"PGD-10 in {WIDE:g} times the ball of {radius:g} succeeds on {len(won)} of {len(names)} utterances."
+            )
     return sentences if compared else None
 
 
@@ -205,17 +291,18 @@ def unfinished(evidence: Evidence) -> Sentences:
     """An attack that was stopped while its loss fell."""
     sentences, asked = [], False
     for attack in evidence.attacks:
-        records = [record for record in evidence.counted(attack) if record["earlier"] is not None]
+        records = [record for record in evidence.counted(attack) if record["further"] is not None]
         standing = [record for record in records if not record["achieved"]]
         if not records or 0 < len(standing) < FEW:
             continue
         asked = True
-        late = math.fsum(record["earlier"] - record["margin"] for record in standing)
+        further = math.fsum(record["further"] for record in standing)
         way = math.fsum(evidence.benign[record["name"]]["margin"] - record["margin"] for record in standing)
-        if late > FALLING * way > 0.0:
+        if further > FALLING * max(way, 0.0) and further > 0.0:
+            went = f"{100.0 * further / way:.0f} % of the way" if way > 0.0 else "down, after a way up"
             sentences.append(
-                f"The margin of {len(standing)} utterances that withstood {attack.name} was still falling: the last "
-                f"tenth of its steps went {100.0 * late / way:.0f} % of the way."
+                f"The margin of {len(standing)} utterances that withstood {attack.name} was still falling: a tenth of "
+                f"its steps more goes {went}."
             )
     return sentences if asked else None
 
@@ -226,13 +313,12 @@ def adaptive(evidence: Evidence) -> Sentences:
         return []
     sentences, asked = [], False
     for attack in evidence.attacks:
-        records = [record for record in evidence.counted(attack) if record["oblivious"] is not None]
-        asked |= bool(records)
-        aware = {record["name"] for record in records if record["achieved"]}
-        unaware = {record["name"] for record in records if record["oblivious"]}
+        names, unaware = evidence.asked("oblivious", attack.name)
+        asked |= bool(names)
+        aware = evidence.won(attack) & names
         if beats(unaware, aware):
             sentences.append(
-                f"{attack.name} succeeds on {len(aware)} of {len(records)} utterances, crafted without the defenses on "
+                f"{attack.name} succeeds on {len(aware)} of {len(names)} utterances, crafted without the defenses on "
                 f"{len(unaware)}."
             )
     return sentences if asked else None
@@ -256,12 +342,16 @@ def noise(evidence: Evidence) -> Sentences:
 
 
 CHECKS: dict[str, Callable[[Evidence], Sentences]] = {
+    "randomness": randomness,
     "no-eot": no_eot,
     "no-gradient": no_gradient,
     "oblivious": oblivious,
     "gradient": gradient,
+    "slope": slope,
+    "raised": raised,
     "unchanged": unchanged,
     "black-box": black_box,
+    "suite": suite,
     "adaptive": adaptive,
     "epsilon": epsilon,
     "steps": steps,
@@ -272,14 +362,18 @@ CHECKS: dict[str, Callable[[Evidence], Sentences]] = {
 """Every check under the id of its flags."""
 
 
-def examine(campaign: Campaign, benign: dict[str, Record], records: dict[str, dict[str, Record]]) -> Report:
+def examine(
+    campaign: Campaign, benign: dict[str, Record], records: dict[str, dict[str, Record]], probe: dict[str, Record]
+) -> Report:
     """Everything that speaks against a finished campaign.
 
     Args:
         campaign: finished.
         benign: records of the utterances as they are, by name.
         records: of each attack, by its name, and by utterance.
+        probe: what was asked beside the attacks, by utterance.
     """
-    found = {id: check(Evidence(campaign, benign, records)) for id, check in CHECKS.items()}
+    evidence = Evidence(campaign, benign, records, probe)
+    found = {id: check(evidence) for id, check in CHECKS.items()}
     flags = [Flag(id, text) for id, sentences in found.items() for text in sentences or []]
     return Report(flags, [id for id, sentences in found.items() if sentences is None])

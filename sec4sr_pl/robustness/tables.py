@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 from sec4sr_pl.attacks import Attack, Claim, UniformNoise
 from sec4sr_pl.metrics import r1_score
-from sec4sr_pl.robustness.campaign import BENIGN, Campaign, Record, counted, write_text
+from sec4sr_pl.robustness.campaign import BENIGN, PROBE, Campaign, Record, counted, write_text
 from sec4sr_pl.robustness.errors import Errors, Groups, columns, directions, errors, rate, said
 from sec4sr_pl.robustness.lengths import Quarter, quarters
 from sec4sr_pl.robustness.rates import Rate, shown
@@ -227,7 +227,7 @@ def summarize(campaign: Campaign, target_prior: float = 0.01) -> Summary:
         r1,
         campaign.goal,
         [*notes(campaign), *([f"minDCF: a claim is true with probability {target_prior:g}."] * campaign.verification)],
-        examine(campaign, benign, records),
+        examine(campaign, benign, records, {record["name"]: record for record in campaign.records(PROBE)}),
         {name: errors(own, groups, campaign.verification, target_prior) for name, own in judged.items()},
         (min(seconds.values()), statistics.median(seconds.values()), max(seconds.values())),
         quarters(seconds, everything, groups),
