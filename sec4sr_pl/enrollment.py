@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from sec4sr_pl import metrics
+from sec4sr_pl.arithmetic import exact_arithmetic
 from sec4sr_pl.checkpoint import load_recognizer, save_recognizer
 from sec4sr_pl.command import command
 from sec4sr_pl.data import SpeakerData
@@ -392,6 +393,8 @@ def make(
     if checkpoint is not None and same(output, checkpoint):
         raise ValueError(f"Expected another output than {checkpoint}, which would be written over")
     check_writable(output)
+    place = find_device(device)
+    exact_arithmetic(place)
     made = load_recognizer(checkpoint) if recognizer is None else recognizer  # type: ignore[arg-type]
     if scorer is not None:
         scorer.trained_on = sorted({*made.scorer.trained_on, *scorer.trained_on})
@@ -400,7 +403,7 @@ def make(
         made.backbone,
         made.scorer if scorer is None else scorer,
         list(made.defenses) if defenses is None else defenses,  # type: ignore[arg-type]
-    ).to(find_device(device))
+    ).to(place)
     calibration = enroll(made, data, task, target_prior, batch_size, seed, cohort, max_seconds)
     save_recognizer(made, output)
     text = f"Enrolled {len(made.scorer.speakers)} speakers in {output}."

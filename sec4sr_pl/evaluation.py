@@ -15,6 +15,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from sec4sr_pl.allocator import keep_large_blocks
+from sec4sr_pl.arithmetic import exact_arithmetic
 from sec4sr_pl.attacks import Attack
 from sec4sr_pl.checkpoint import checksum, load_recognizer
 from sec4sr_pl.command import command
@@ -268,17 +269,6 @@ def report(campaign: Campaign, target_prior: float) -> Summary:
         paths.append(plot_queries(curves, output / "queries.png"))
     show(summary, paths, Console())
     return summary
-
-
-def exact_arithmetic(device: torch.device, threads: int) -> None:
-    """The same floating-point results at every call, as far as the device can."""
-    if device.type == "cpu":
-        torch.set_num_threads(threads)
-    else:
-        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read when the first matrix is multiplied
-        torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
-        torch.backends.cudnn.deterministic = True
-        torch.use_deterministic_algorithms(True, warn_only=True)
 
 
 def processes(accelerator: str, devices: int, num_nodes: int) -> Fabric:

@@ -70,8 +70,9 @@ class ClosedSet(Scorer):
         self.head = nn.Linear(embedding_size, len(self.speakers))
 
     def forward(self, embeddings: Tensor) -> Tensor:
-        """(batch, embedding_size) -> (batch, speakers) logits."""
-        return self.head(embeddings)  # type: ignore[no-any-return]
+        """(batch, embedding_size) -> (batch, speakers) logits, in the precision of the head."""
+        with torch.autocast(embeddings.device.type, enabled=False):  # half precision knows scores to three digits
+            return self.head(embeddings.to(self.head.weight.dtype))  # type: ignore[no-any-return]
 
 
 class CosineClosedSet(ClosedSet):

@@ -116,9 +116,7 @@ def test_two_processes_leave_the_bytes_of_one_and_flags_say_what_yaml_says(
     assert status == 0, stderr
     assert whole_files(place / "two") == whole_files(alone[0])
     assert stdout.count("Full tables: ") == 1  # one of them speaks
-    assert (
-        " 30/30 " in stderr
-    )  # its half of twelve in three units, and the probe
+    assert " 30/30 " in stderr  # its half of twelve in three units, and the probe
 
 
 def test_a_campaign_killed_in_the_middle_and_resumed_leaves_the_bytes_of_one_that_was_not(

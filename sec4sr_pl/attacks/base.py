@@ -2,6 +2,7 @@
 
 import copy
 import inspect
+import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -30,7 +31,7 @@ class AttackResult(NamedTuple):
     achieved: Tensor
     """(batch,) bool, re-measured with one fresh draw; all False when not measured."""
     queries: Tensor
-    """(batch,) int64 forward rows spent on each utterance; not the one row that tells how many speakers there are."""
+    """(batch,) int64 forward rows spent on each utterance; not the two rows that tell how many speakers there are."""
 
 
 CACHED_SAMPLES = 2**20
@@ -70,6 +71,7 @@ class CountedScore:
     def __init__(self, score: Score, batch: Tensor, masked: bool) -> None:
         self.score, self.masked = score, masked
         self.queries = torch.zeros(len(batch), dtype=torch.int64, device=batch.device)
+        self.broken = torch.zeros(len(batch), dtype=torch.bool, device=batch.device)
         self.rows: Tensor | slice = slice(None)
         self.size = len(batch)
 
@@ -99,9 +101,18 @@ class CountedScore:
     def __call__(self, waveforms: Tensor, lengths: Tensor) -> Tensor:
         """Scores of the utterances in order, or of several copies of the batch one after the other."""
         self.queries[self.rows] += len(waveforms) // max(1, self.size)
-        if self.masked or not isinstance(self.score, nn.Module):
-            return self.score(waveforms, lengths)
-        return self.score(waveforms)  # type: ignore[no-any-return]
+        told = self.masked or not isinstance(self.score, nn.Module)
+        scores = self.score(waveforms, lengths) if told else self.score(waveforms)  # type: ignore[call-arg]
+        if not isinstance(scores, Tensor) or scores.dim() != 2 or len(scores) != len(waveforms):
+            came = tuple(scores.shape) if isinstance(scores, Tensor) else type(scores).__name__
+            raise ValueError(
+                f"Expected (batch, speakers) scores of {len(waveforms)} waveforms, whatever their number, got {came}"
+            )
+        return scores
+
+    def note(self, gradient: Tensor) -> None:
+        """Remember whose (batch, time) gradients are not finite, without looking at them yet."""
+        self.broken[self.rows] |= ~gradient.isfinite().all(1)
 
 
 class Attack(ABC):
@@ -169,7 +180,12 @@ class Attack(ABC):
             measure: False skips validation of the values and the final measurement, which synchronize a GPU (training).
 
         Raises:
-            ValueError: shapes that do not fit, values outside [-1, 1], NaN, or labels without meaning.
+            ValueError: shapes that do not fit, values outside [-1, 1], NaN, or labels without meaning; a score function
+                that fails on two utterances, gives other than (batch, speakers) finite scores, or no gradient where the
+                attack follows one.
+
+        Warns:
+            UserWarning: gradients that were not finite.
         """
         objective = Objective() if objective is None else objective
         with torch.inference_mode(False), torch.no_grad(), borrowed(score) as fast:
@@ -179,7 +195,8 @@ class Attack(ABC):
             valid = full_lengths(original) if lengths is None else lengths.clone()
             masked = lengths is not None
             if measure and len(original):
-                objective.check(labels, CountedScore(score, original, masked)(original[:1], valid[:1]).shape[1])
+                objective.check(labels, speakers_of(CountedScore(score, original, masked), original, valid))
+            broken = torch.zeros_like(labels, dtype=torch.bool)
             presented, total = self.present(original, valid)
             result = AttackResult(
                 torch.empty_like(presented), total, torch.zeros_like(labels, dtype=torch.bool), torch.zeros_like(valid)
@@ -193,8 +210,15 @@ class Attack(ABC):
                 result.waveforms[rows] = self.present(within, valid[rows])[0]
                 if measure:
                     scores = counted.on(score)(result.waveforms[rows], total[rows])
+                    check_finite(scores, rows.start)
                     result.achieved[rows] = objective.achieved(scores, labels[rows])
-                result.queries[rows] = counted.queries
+                result.queries[rows], broken[rows] = counted.queries, counted.broken
+            if measure and bool(broken.any()):
+                warnings.warn(
+                    f"{self.name} met gradients that are not finite in rows {broken.nonzero().flatten().tolist()}: it "
+                    "does not know where to go there",
+                    stacklevel=2,
+                )
         return result
 
     def parts(self, waveforms: Tensor) -> list[slice]:
@@ -231,6 +255,30 @@ class Attack(ABC):
     def settings(self) -> dict[str, Any]:
         """The constructor's parameters, which every attack keeps as attributes of the same name."""
         return {key: getattr(self, key) for key in inspect.signature(type(self)).parameters}
+
+
+def speakers_of(score: CountedScore, waveforms: Tensor, lengths: Tensor) -> int:
+    """How many scores there are for an utterance; asked of the first two, as what fits one may not fit many."""
+    try:
+        return score(waveforms[:2], lengths[:2]).shape[1]
+    except (RuntimeError, TypeError) as error:
+        first = str(error).partition("\n")[0]
+        raise ValueError(
+            f"Expected a score function of {tuple(waveforms[:2].shape)} waveforms and {tuple(lengths[:2].shape)} "
+            f"lengths, which is called as score(waveforms, lengths); it failed: {first}"
+        ) from error
+
+
+def check_finite(scores: Tensor, first: int = 0) -> None:
+    """Refuse (batch, speakers) scores that can't be compared: they are neither a success nor a failure.
+
+    Raises:
+        ValueError: with the rows, counted from `first`.
+    """
+    finite = scores.isfinite().all(1)
+    if not bool(finite.all()):
+        rows = [first + row for row in (~finite).nonzero().flatten().tolist()]
+        raise ValueError(f"Expected finite scores, got others in rows {rows}: nothing can be said of these utterances")
 
 
 def check(waveforms: Tensor, labels: Tensor, lengths: Tensor | None, values: bool) -> None:

@@ -10,7 +10,7 @@ from sec4sr_pl.attacks.gradient import PGD, Loss, attack_loss
 from sec4sr_pl.attacks.masking import Masking, masking
 from sec4sr_pl.attacks.momentum import unit_mean
 from sec4sr_pl.attacks.objective import Objective
-from sec4sr_pl.attacks.source import GradientSource, scores_and_gradient
+from sec4sr_pl.attacks.source import GradientSource, input_gradient, scores_and_gradient
 
 
 class PsychoacousticPGD(PGD):
@@ -111,5 +111,5 @@ def excess_and_gradient(masked: Masking, change: Tensor) -> tuple[Tensor, Tensor
     with torch.enable_grad():
         change = change.detach().requires_grad_(True)
         excess = masked.excess(change)
-        gradient = torch.autograd.grad(excess.sum(), change)[0]
+        gradient = input_gradient(excess.sum(), change)
     return excess.detach(), gradient

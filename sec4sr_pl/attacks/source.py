@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from sec4sr_pl.attacks.base import CACHED_SAMPLES, Generators, Score
+from sec4sr_pl.attacks.base import CACHED_SAMPLES, CountedScore, Generators, Score
 
 LossOfScores = Callable[[Tensor], Tensor]
 """(batch, speakers) scores -> (batch,) losses to minimize, row by row."""
@@ -42,8 +42,32 @@ class BackPropagation(GradientSource):
         with torch.enable_grad():
             x = waveforms.detach().requires_grad_(True)
             scores = score(x, lengths)
-            gradient = torch.autograd.grad(loss(scores).sum(), x)[0]
-        return scores.detach(), gradient
+            return scores.detach(), input_gradient(loss(scores).sum(), x)
+
+
+HALF_SCALE = 2.0**12
+"""What a loss is multiplied by, so that its gradients are not too small for float16."""
+
+
+def input_gradient(loss: Tensor, x: Tensor) -> Tensor:
+    """The gradient of a () loss for `x`, outside of autocast, under which what is float32 would be multiplied in half.
+
+    Raises:
+        ValueError: a loss that does not follow from `x` by operations that have a gradient.
+    """
+    device = x.device.type
+    half = torch.is_autocast_enabled(device) and torch.get_autocast_dtype(device) == torch.float16
+    scale = HALF_SCALE if half else 1.0
+    gradient = None
+    if loss.requires_grad:
+        with torch.autocast(device, enabled=False):
+            (gradient,) = torch.autograd.grad(loss * scale, x, allow_unused=True)
+    if gradient is None:
+        raise ValueError(
+            "The scores do not follow from the waveform by operations that have a gradient (they were computed under "
+            "no_grad, detached, or by another library): attack by queries, e.g. by Square or with source=NES()"
+        )
+    return gradient / scale
 
 
 @dataclass(frozen=True)
@@ -118,6 +142,8 @@ def scores_and_gradient(
     ask, found, total = BACK_PROPAGATION if source is None else source, [], torch.zeros_like(waveforms)
     for _ in range(draws):
         scores, gradient = ask(score, waveforms, lengths, loss, generators)
+        if isinstance(score, CountedScore):
+            score.note(gradient)
         found.append(scores)
         total += gradient
     return torch.stack(found), total.div_(draws)

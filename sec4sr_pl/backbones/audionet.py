@@ -1,6 +1,7 @@
 """AudioNet: a small convolutional network over log-mel frames."""
 
 import copy
+from functools import lru_cache
 
 import torch
 from torch import Tensor, nn
@@ -61,6 +62,17 @@ def tile(signal: Tensor, lengths: Tensor, minimum: int) -> tuple[Tensor, Tensor]
     return tiled.masked_fill(~valid_mask(repeated, size).unsqueeze(1), 0.0), repeated
 
 
+@lru_cache
+def kernel_places(bands: int, device: torch.device) -> tuple[Tensor, Tensor]:
+    """For each two of the bands, the row of a kernel of 5 at their distance, and whether it reaches that far.
+
+    No buffer of a module: averages of weights would average it, and round.
+    """
+    with torch.inference_mode(False):
+        distance = torch.arange(bands, device=device) - torch.arange(bands, device=device).unsqueeze(1) + 2
+        return distance.clamp(0, 4), ((distance >= 0) & (distance < 5)).unsqueeze(2)
+
+
 class Prefilter(nn.Conv2d):
     """A convolution over 5 bands x 5 frames with one channel, computed as one over 5 frames between bands.
 
@@ -70,14 +82,12 @@ class Prefilter(nn.Conv2d):
 
     def __init__(self, bands: int) -> None:
         super().__init__(1, 1, 5, padding=2)
-        distance = torch.arange(bands) - torch.arange(bands).unsqueeze(1) + 2
-        self.distance: Tensor
-        self.register_buffer("distance", distance, persistent=False)
+        self.bands = bands
 
     def forward(self, input: Tensor) -> Tensor:
         """(batch, bands, frames) -> (batch, bands, frames)."""
-        near = (self.distance >= 0) & (self.distance < 5)
-        between = self.weight[0, 0][self.distance.clamp(0, 4)] * near.unsqueeze(2)
+        place, near = kernel_places(self.bands, self.weight.device)
+        between = self.weight[0, 0][place] * near
         bias = None if self.bias is None else self.bias.expand(len(between))
         return functional.conv1d(input, between, bias, padding=2)
 
@@ -120,7 +130,7 @@ class AudioNet(nn.Module):
         fast.prefilter_norm = nn.Identity()
         for block in (*fast.blocks, fast.last):
             block.convolution, block.norm = fuse_conv_bn_eval(block.convolution, block.norm), nn.Identity()
-        return fast
+        return fast.eval()  # what is new is in train mode, in which valid frames are picked out
 
     def forward(self, frames: Tensor, lengths: Tensor | None = None) -> Tensor:
         """Embeddings of (batch, frames, inputs) log-mel frames with (batch,) valid frames."""

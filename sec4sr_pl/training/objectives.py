@@ -177,7 +177,8 @@ class AWP(AdversarialTraining):
         own = {name: weight for name, weight in recognizer.named_parameters() if weight.requires_grad}
         statistics = {name: buffer.clone() for name, buffer in recognizer.named_buffers()}  # to be updated in vain
         scores = functional_call(recognizer, {**own, **statistics}, waveforms)
-        ascent = torch.autograd.grad(self.loss(recognizer, scores, speakers), list(own.values()))
+        with torch.autocast(waveforms.device.type, enabled=False):  # backward, else products of float32 are in half
+            ascent = torch.autograd.grad(self.loss(recognizer, scores, speakers), list(own.values()))
         return {
             name: weight + self.radius * weight.detach().norm() * direction / direction.norm().clamp_min(1e-12)
             for (name, weight), direction in zip(own.items(), ascent, strict=True)

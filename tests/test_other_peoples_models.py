@@ -1,0 +1,130 @@
+"""Score functions with the faults that other people's models have: each is told in one line."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from test_campaign import fit, load, write_voices
+from torch import Tensor, nn
+
+from sec4sr_pl.attacks import FGSM, PGD, Attack, Square, UniformNoise
+from sec4sr_pl.robustness import Campaign
+from sec4sr_pl.scoring import ClosedSet
+
+WEIGHT = torch.randn(4, 100, generator=torch.Generator().manual_seed(0))
+
+
+def linear(waveforms: Tensor, lengths: Tensor) -> Tensor:
+    return waveforms @ WEIGHT.T
+
+
+def speech(batch: int = 3) -> tuple[Tensor, Tensor]:
+    waveforms = torch.rand(batch, 100, generator=torch.Generator().manual_seed(1)) - 0.5
+    return waveforms, linear(waveforms, torch.full((batch,), 100)).argmax(1)
+
+
+class Channels(nn.Module):
+    """Takes (batch, 1, time), as convolutions do."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.convolution = nn.Conv1d(1, 4, 9)
+
+    def forward(self, waveforms: Tensor, lengths: Tensor | None = None) -> Tensor:
+        return self.convolution(waveforms).mean(-1)
+
+
+@pytest.mark.parametrize("attack", [PGD(steps=2), Square(steps=2), UniformNoise()], ids=lambda attack: attack.name)
+@pytest.mark.parametrize(
+    ("score", "told"),
+    [
+        (lambda w, n: linear(w, n)[:, 0], r"Expected \(batch, speakers\) scores of 2 waveforms.* got \(2,\)"),
+        (lambda w, n: linear(w, n).squeeze(), r"Expected \(batch, speakers\) scores of 1 waveforms.* got \(4,\)"),
+        (lambda w, n: linear(w, n)[None], r"scores of 2 waveforms.* got \(1, 2, 4\)"),
+        (lambda w, n: linear(w, n).tolist(), "scores of 2 waveforms.* got list"),
+        (Channels(), r"Expected a score function of \(2, 100\) waveforms and .* it failed: "),
+        (lambda w: linear(w, w), "it failed: .* positional argument"),
+    ],
+    ids=["one score", "squeezed", "a dimension more", "no tensor", "channels", "without lengths"],
+)
+def test_a_score_function_of_another_form_is_told_by_what_it_gave(
+    attack: Attack, score: Callable[..., Tensor], told: str
+) -> None:
+    waveforms, labels = speech(1 if "of 1 waveforms" in told else 3)
+    with pytest.raises(ValueError, match=told) as error:
+        attack(score, waveforms, labels)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "score",
+    [
+        torch.no_grad()(linear),
+        lambda w, n: linear(w.detach(), n),
+        lambda w, n: torch.from_numpy(linear(w, n).detach().numpy()),
+        lambda w, n: linear(w.detach(), n) * nn.Parameter(torch.ones(4)),
+    ],
+    ids=["no_grad", "detached", "another library", "a gradient of its weights alone"],
+)
+def test_an_attack_by_gradients_says_that_there_is_none(score: Callable[..., Tensor]) -> None:
+    waveforms, labels = speech()
+    with pytest.raises(ValueError, match=r"no_grad, detached, or by another library\): attack by queries"):
+        FGSM()(score, waveforms, labels)
+    assert Square(steps=3)(score, waveforms, labels).waveforms.shape == waveforms.shape
+
+
+def broken_where_changed(clean: Tensor) -> Callable[[Tensor, Tensor], Tensor]:
+    """NaN for the second utterance as soon as anything was changed."""
+
+    def score(waveforms: Tensor, lengths: Tensor) -> Tensor:
+        scores = linear(waveforms, lengths)
+        if len(waveforms) == len(clean) and not torch.equal(waveforms[1], clean[1]):
+            scores = scores + torch.tensor([0.0, torch.nan, 0.0])[: len(waveforms), None]
+        return scores
+
+    return score
+
+
+@pytest.mark.filterwarnings("ignore:PGD-2 met gradients")
+@pytest.mark.parametrize("attack", [FGSM(), PGD(steps=2), UniformNoise()], ids=lambda attack: attack.name)
+def test_scores_that_are_no_numbers_are_no_success(attack: Attack) -> None:
+    waveforms, labels = speech()
+    with pytest.raises(ValueError, match=r"Expected finite scores, got others in rows \[1\]"):
+        attack(broken_where_changed(waveforms), waveforms, labels)
+
+
+def test_gradients_that_are_no_numbers_are_told() -> None:
+    waveforms, labels = speech()
+
+    def score(w: Tensor, n: Tensor) -> Tensor:
+        size = (w[:, :1] - w[:, :1]).square().sqrt() * torch.tensor([0.0, 0.0, 1.0])[: len(w), None]  # 0 * inf
+        return linear(w, n) + size
+
+    with pytest.warns(UserWarning, match=r"FGSM met gradients that are not finite in rows \[0, 1, 2\]"):
+        FGSM()(score, waveforms, labels)
+
+
+class NumbersForSpeech(ClosedSet):
+    """NaN as soon as an utterance is not among those that it knows."""
+
+    known: Tensor | None = None
+
+    def forward(self, embeddings: Tensor) -> Tensor:
+        scores = super().forward(embeddings)
+        if self.known is None:
+            return scores
+        near = torch.cdist(embeddings, self.known).amin(1) < 1e-3
+        return scores.masked_fill(~near[:, None], torch.nan)
+
+
+def test_a_campaign_stops_at_a_recognizer_that_answers_attacks_with_nan(tmp_path: Path) -> None:
+    data = load(write_voices(tmp_path))
+    recognizer = fit(data)
+    head = NumbersForSpeech(recognizer.scorer.embedding_size, recognizer.scorer.speakers)
+    head.load_state_dict(recognizer.scorer.state_dict())
+    recognizer.scorer = head
+    with torch.no_grad():
+        head.known = torch.cat([recognizer.embed(waveform[None]) for waveform, _, _ in data])
+    with pytest.raises(ValueError, match=r"Expected finite scores, got others in rows|not finite for"):
+        Campaign(recognizer, data, [PGD(steps=1)], tmp_path / "out", perceptual=False).run()
