@@ -26,14 +26,14 @@ from torch.utils.data import DataLoader
 
 from sec4sr_pl import evaluation, metrics
 from sec4sr_pl.attacks import PGD, Objective
-from sec4sr_pl.backbones import AudioNet
+from sec4sr_pl.backbones import GE2E, AudioNet
 from sec4sr_pl.callbacks import EpsilonSchedule, RobustValidation
 from sec4sr_pl.checkpoint import CheckpointError, load_recognizer, save_recognizer
 from sec4sr_pl.cli import SpeakerCLI, train
 from sec4sr_pl.data import SpeakerData
 from sec4sr_pl.defenses import FeCo
 from sec4sr_pl.draws import key
-from sec4sr_pl.features import LogMel, SpecMask
+from sec4sr_pl.features import LogMel, Mel, SpecMask
 from sec4sr_pl.recognizer import Recognizer
 from sec4sr_pl.scoring import ClosedSet
 from sec4sr_pl.training import (
@@ -550,11 +550,37 @@ def test_a_training_checkpoint_holds_what_was_trained(recognizer: Recognizer, cr
     trainer().fit(other, loader([crops]))
 
 
-def test_weights_of_other_speakers_are_refused(make_recognizer: MakeRecognizer, crops: Batch, tmp_path: Path) -> None:
+def test_weights_of_speakers_in_another_order_are_refused(
+    make_recognizer: MakeRecognizer, crops: Batch, tmp_path: Path
+) -> None:
     save_recognizer(make_recognizer(speakers=["a", "b", "c"]), tmp_path / "abc.ckpt")
     module = SpeakerModule(make_recognizer(speakers=["b", "a", "c"]), optimizer=sgd, weights=tmp_path / "abc.ckpt")
-    with pytest.raises(CheckpointError, match=r"abc\.ckpt knows other speakers"):
+    with pytest.raises(CheckpointError, match=r"abc\.ckpt knows the speakers of the data in another order"):
         trainer().fit(module, loader([crops]))
+
+
+def test_of_weights_of_other_speakers_the_backbone_is_taken(
+    make_recognizer: MakeRecognizer, crops: Batch, tmp_path: Path
+) -> None:
+    trained = make_recognizer(speakers=["a", "b", "c"], seed=1)
+    save_recognizer(trained, tmp_path / "abc.ckpt")
+    fresh = make_recognizer(speakers=[str(number) for number in range(10)], seed=2)
+    head = copy.deepcopy(fresh.scorer.state_dict())
+    module = SpeakerModule(frozen_norms(fresh), optimizer=lambda p: SGD(p, lr=0.0), weights=tmp_path / "abc.ckpt")
+    with pytest.warns(UserWarning, match=r"abc\.ckpt knows 3 speakers, the data have 10 others: .* starts anew"):
+        trainer().fit(module, loader([crops]))
+    for name, tensor in fresh.state_dict().items():
+        expected = head[name.removeprefix("scorer.")] if name.startswith("scorer.") else trained.state_dict()[name]
+        assert torch.equal(tensor, expected), name
+
+
+def test_weights_of_another_backbone_are_refused(make_recognizer: MakeRecognizer, crops: Batch, tmp_path: Path) -> None:
+    save_recognizer(make_recognizer(speakers=["a", "b", "c"]), tmp_path / "abc.ckpt")
+    other = Recognizer(Mel(), GE2E(), ClosedSet(256, 10))
+    module = SpeakerModule(other, optimizer=sgd, weights=tmp_path / "abc.ckpt")
+    with pytest.raises(CheckpointError, match=r"abc\.ckpt is of another front end, backbone or scorer: ") as error:
+        trainer().fit(module, loader([crops]))
+    assert "\n" not in str(error.value)
 
 
 # Validation under attack

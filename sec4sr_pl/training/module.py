@@ -9,6 +9,7 @@ import torch
 from pytorch_lightning import LightningModule
 from pytorch_lightning.callbacks import BatchSizeFinder, LearningRateFinder
 from pytorch_lightning.cli import OptimizerCallable
+from pytorch_lightning.utilities import rank_zero_warn
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 from torch.optim import Adam, Optimizer
@@ -52,7 +53,7 @@ class SpeakerModule(LightningModule):
         objective: plain or adversarial; default: `Standard`.
         optimizer: parameters -> optimizer.
         scheduler: (optimizer, total steps) -> schedule; None: a constant learning rate.
-        weights: checkpoint whose weights training starts from (fine-tuning).
+        weights: checkpoint whose weights training starts from (fine-tuning); of other speakers all but the scorer's.
         seed: of all draws of a training step.
 
     Raises:
@@ -92,7 +93,7 @@ class SpeakerModule(LightningModule):
         Raises:
             ValueError: a precision that rounds the waveform itself, crops too short for the recognizer, or a callback
                 that would search what the configuration tells.
-            CheckpointError: weights for other speakers.
+            CheckpointError: as `start_from`.
         """
         if self.trainer.precision in ("16-true", "bf16-true", "transformer-engine", "transformer-engine-float16"):
             raise ValueError(
@@ -114,10 +115,33 @@ class SpeakerModule(LightningModule):
         if crop is not None and crop < self.recognizer.minimum_samples:
             raise ValueError(f"Expected crops of at least {self.recognizer.minimum_samples} samples, got {crop}")
         if stage == "fit" and self.weights is not None and self.trainer.ckpt_path is None:  # a resume has weights
-            trained = load_recognizer(self.weights)
-            if trained.scorer.speakers != self.recognizer.scorer.speakers:
-                raise CheckpointError(f"{self.weights} knows other speakers than the data, or in another order")
-            self.recognizer.load_state_dict(trained.state_dict())
+            self.start_from(self.weights)
+
+    def start_from(self, weights: Path) -> None:
+        """Take a checkpoint's weights; of one that knows other speakers, all but its scorer's.
+
+        Raises:
+            CheckpointError: another front end or backbone, or the same speakers in another order.
+
+        Warns:
+            UserWarning: other speakers.
+        """
+        trained, speakers = load_recognizer(weights), self.recognizer.scorer.speakers
+        state = trained.state_dict()
+        if trained.scorer.speakers != speakers:
+            if set(trained.scorer.speakers) == set(speakers):
+                raise CheckpointError(f"{weights} knows the speakers of the data in another order: it is of other data")
+            rank_zero_warn(
+                f"{weights} knows {len(trained.scorer.speakers)} speakers, the data have {len(speakers)} others: its "
+                "front end and backbone are taken, and the scorer starts anew"
+            )
+            state = {name: value for name, value in state.items() if not name.startswith("scorer.")}
+            state |= {f"scorer.{name}": value for name, value in self.recognizer.scorer.state_dict().items()}
+        try:
+            self.recognizer.load_state_dict(state)
+        except RuntimeError as error:
+            reason = " ".join(str(error).split())
+            raise CheckpointError(f"{weights} is of another front end, backbone or scorer: {reason[:300]}") from error
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "SpeakerModule":
         """A copy for weight averaging; the factories are shared, for the command line's reach the whole trainer."""
