@@ -59,11 +59,14 @@ def one_thread() -> None:
 @pytest.fixture(
     params=[
         "cpu",
+        pytest.param("pretend", marks=pytest.mark.slow),
         pytest.param("cuda", marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")),
     ]
 )
 def device(request: pytest.FixtureRequest) -> torch.device:
-    """Each device that there is."""
+    """Each device that there is, and one that is none."""
+    if request.param == "pretend":
+        import pretend_device  # noqa: F401  # torch can have one such device, and has it from then on
     return torch.device(request.param)
 
 

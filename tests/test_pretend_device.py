@@ -1,0 +1,40 @@
+"""What a GPU would notice, on a machine without one: waits of the host, and tensors of two devices."""
+
+import pretend_device
+import pytest
+import torch
+from conftest import MakeRecognizer
+from torch import Tensor
+
+from sec4sr_pl.attacks import PGD
+
+Speech = tuple[Tensor, Tensor]
+
+
+def reads_of(steps: int, make_recognizer: MakeRecognizer, speech: Speech, measure: bool) -> list[str]:
+    """What the host reads while PGD attacks two padded utterances."""
+    waveforms, lengths = (tensor[:2].to("pretend") for tensor in speech)
+    labels = torch.tensor([0, 1]).to("pretend")
+    recognizer = make_recognizer().to("pretend")
+    pretend_device.reads.clear()
+    PGD(steps=steps)(recognizer, waveforms, labels, lengths, measure=measure)
+    return list(pretend_device.reads)
+
+
+@pytest.mark.parametrize("measure", [True, False])
+def test_the_host_reads_as_often_in_six_steps_as_in_two(
+    make_recognizer: MakeRecognizer, speech: Speech, measure: bool
+) -> None:
+    few, many = (reads_of(steps, make_recognizer, speech, measure) for steps in (2, 6))
+    assert few == many
+    assert bool(few) is measure  # in training nobody waits at all
+
+
+def test_the_device_is_one_that_mixes_with_no_other() -> None:
+    ours = torch.ones(3).to("pretend")
+    with pytest.raises(RuntimeError, match="on the same device"):
+        ours + torch.ones(3)
+    with pytest.raises(RuntimeError, match="device type for generator"):
+        torch.rand(3, generator=torch.Generator(), device="pretend")
+    pretend_device.reads.clear()
+    assert float((2.0 * ours).sum()) == 6.0 and pretend_device.reads == ["_local_scalar_dense"]
