@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from setting import ARGUMENTS, OPTIONS, corpus, made, sized
+from setting import ARGUMENTS, OPTIONS, corpus, made, rounds, sized
 from torch import Tensor
 from tqdm import tqdm
 
@@ -35,7 +35,8 @@ from zoo import LIMITS_SET_ON, ZOO, masked, places
 
 FOLDER = Path(tempfile.mkdtemp() if OPTIONS.smallest else "runs")
 CHECKPOINT = Path("checkpoints/audionet_mini_natural.ckpt")
-SAMPLE, SEEDS, SECONDS, STEPS = sized((20, 10, 1.0, 100), (6, 1, 0.8, 5))
+SAMPLE, SECONDS, STEPS = sized((20, 1.0, 100), (6, 0.8, 5))
+SEEDS = rounds(10)
 ATTACKS: dict[str, Callable[[], Attack]] = {
     "PGD": PGD,
     "AutoAttack": lambda: AutoAttack(steps=3, queries=10),  # small: the checks do not depend on its steps

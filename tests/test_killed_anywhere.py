@@ -3,6 +3,7 @@
 import os
 import random
 import signal
+import sys
 import time
 import traceback
 from collections import Counter
@@ -53,6 +54,7 @@ def begun(work: Work, folder: Path) -> int:
             log = os.open(folder.with_suffix(".log"), os.O_WRONLY | os.O_CREAT | os.O_APPEND)
             os.dup2(log, 1)
             os.dup2(log, 2)
+            sys.stderr = os.fdopen(2, "w", buffering=1, closefd=False)  # pytest's own would lose what is not flushed
             work.begin(folder)
             status = 0
         except SystemExit as stop:

@@ -139,7 +139,7 @@ class Campaign:
         count = min(PROBED, len(data))
         self.sample = [index * len(data) // count for index in range(count)]
         self.defenses = describe(recognizer.defenses)
-        heard_twice = bounded(data.utterances, batch_size, self.sample[:REPEATED])
+        heard_twice = bounded(data.utterances, batch_size, self.sample[:: -(-count // REPEATED)])
         self.repeats = all(repeated(self.recognizer, self.batch(part)) for part in heard_twice)
         self.randomized = self.recognizer.randomized or not self.repeats
         self.identity = self._identity(identity or {})
@@ -217,11 +217,6 @@ class Campaign:
 
     def work(self, rank: int, world: int, told: Callable[[int], None]) -> None:
         """As `run`."""
-        if rank == 0:
-            if not self.done(PROBE, 0):
-                parts = bounded(self.data.utterances, self.batch_size, self.sample)
-                self.write(PROBE, 0, [record for part in parts for record in self.probe(self.batch(part))])
-            told(len(self.sample))
         for index in range(rank, len(self.batches), world):
             missing = [a for a in (None, *self.attacks) if not self.done(name_of(a), index, a)]
             batch = self.batch(self.batches[index]) if missing else None
@@ -230,6 +225,11 @@ class Campaign:
                     records = self.benign(batch) if attack is None else self.attack(attack, batch, index)
                     self.write(name_of(attack), index, records)
                 told(len(self.batches[index]))
+        if rank == 0:
+            if not self.done(PROBE, 0):
+                parts = bounded(self.data.utterances, self.batch_size, self.sample)
+                self.write(PROBE, 0, [record for part in parts for record in self.probe(self.batch(part))])
+            told(len(self.sample))
 
     def batch(self, positions: Sequence[int]) -> Batch:
         """Utterances of the manifest, where the recognizer is."""
