@@ -396,3 +396,37 @@ def test_the_first_batch_alone_is_probed_and_the_report_stands_in_all_tables(
 
 def test_every_flag_has_a_paragraph_in_the_docs() -> None:
     assert re.findall(r"^## `([\w-]+)`", DOCS.read_text(encoding="utf-8"), re.MULTILINE) == list(CHECKS)
+
+
+class Counted(Recognizer):
+    """Counts the cost of what it is asked: a row forward is one, forward and back are three."""
+
+    cost = 0
+
+    def forward(self, waveforms: Tensor, lengths: Tensor | None = None) -> Tensor:
+        Counted.cost += len(waveforms) * (3 if waveforms.requires_grad else 1)
+        return super().forward(waveforms, lengths)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("attack", [PGD(steps=100), AutoAttack()], ids=lambda attack: attack.name)
+@pytest.mark.parametrize("defenses", [[], [AverageSmoothing(3)]], ids=["plain", "defended"])
+def test_on_two_hundred_utterances_the_checks_cost_at_most_a_tenth(
+    attack: Attack, defenses: list[Defense], recognizer: Recognizer, data: Utterances, tmp_path: Path
+) -> None:
+    """Of the attack's own cost; AutoAttack's where each utterance stands to the end of one of its members."""
+    victim = Counted(recognizer.features, recognizer.backbone, recognizer.scorer, defenses).eval()
+    campaign = Campaign(victim, data, [attack], tmp_path, batch_size=12, perceptual=False)
+    batch = campaign.batch(campaign.batches[0])
+
+    def cost_of(work: Callable[[], object]) -> int:
+        before = Counted.cost
+        work()
+        return Counted.cost - before
+
+    scale = 16 / len(data)  # it would be asked of 16
+    probe = scale * cost_of(lambda: campaign.probe(batch))
+    further = scale * cost_of(lambda: campaign.further(attack, batch, batch.speakers, batch.waveforms))
+    gradients = 3 + len(campaign.balls)  # an utterance's, and noise
+    own = 3 * 100
+    assert probe + further + 200 * gradients <= 0.1 * 200 * own
