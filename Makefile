@@ -15,6 +15,7 @@ test: $(VENV)/.test
 
 test-slow: $(VENV)/.test
 	$(BIN)/python -m pytest -m slow
+	SEC4SR_PRETEND=1 $(BIN)/python -m pytest -m "slow or not slow" -k pretend
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff check .

@@ -29,6 +29,8 @@ SPEECH = Path(__file__).parent / "speech"
 """Cut from LibriSpeech, as its README.md says."""
 SAMPLES = [31_987 - 2_713 * index for index in range(8)]  # 2.0 s down to 0.8 s, no multiples of the hop
 
+PROBE = {"PROBED": campaign.PROBED, "QUERIES": campaign.QUERIES}
+"""What a campaign asks beside its attacks."""
 MakeRecognizer = Callable[..., Recognizer]
 """make_recognizer(speakers=10, defenses=(), seed=0) -> Recognizer in eval mode, on the CPU."""
 
@@ -46,7 +48,8 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
 
 
 def pytest_configure() -> None:
-    """Hear Ctrl-C, as commands that tests start do; a shell lets jobs in the background ignore it."""
+    """Hear Ctrl-C, as commands that tests start do, where a shell lets jobs ignore it; campaigns ask little."""
+    campaign.PROBED = campaign.QUERIES = 2
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
@@ -59,23 +62,23 @@ def one_thread() -> None:
 @pytest.fixture(
     params=[
         "cpu",
-        pytest.param("pretend", marks=pytest.mark.slow),
+        *(["pretend"] if os.environ.get("SEC4SR_PRETEND") else []),
         pytest.param("cuda", marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")),
     ]
 )
 def device(request: pytest.FixtureRequest) -> torch.device:
-    """Each device that there is, and one that is none."""
+    """Each device that there is; with SEC4SR_PRETEND, one that is none, which changes torch in all of its process."""
     if request.param == "pretend":
-        import pretend_device  # noqa: F401  # torch can have one such device, and has it from then on
+        import pretend_device  # noqa: F401
     return torch.device(request.param)
 
 
 @pytest.fixture(autouse=True)
-def short_probe(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Campaigns ask little beside their attacks, but in the modules that are about it."""
-    if not getattr(request.module, "WHOLE_PROBE", False):
-        monkeypatch.setattr(campaign, "PROBED", 2)
-        monkeypatch.setattr(campaign, "QUERIES", 2)
+def whole_probe(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Campaigns ask as much beside their attacks as they do elsewhere, in the modules that are about it."""
+    if getattr(request.module, "WHOLE_PROBE", False):
+        for name, value in PROBE.items():
+            monkeypatch.setattr(campaign, name, value)
 
 
 @pytest.fixture(scope="session")

@@ -414,7 +414,7 @@ def test_an_adaptive_attack_sees_the_defenses_and_an_oblivious_one_does_not(make
     seen = campaign.recognizer if adaptive else campaign.undefended
     other = campaign.undefended if adaptive else campaign.recognizer
     if adaptive:  # what the sentinel asks
-        assert not len(attack.calls.pop(0)[0].defenses)
+        assert not len(attack.calls.pop()[0].defenses)
     assert len(attack.calls) == 3
     for score, waveforms, _, lengths in attack.calls:
         with torch.no_grad():
@@ -703,7 +703,7 @@ def test_two_ranks_share_the_batches_and_leave_the_bytes_of_one(make: Make) -> N
         make("shared", [attacks[rank], PGD(steps=1, restarts=1)], **settings).run(rank, 2)
     shared = finish(make("shared", [Seen(), PGD(steps=1, restarts=1)], **settings))
     assert shared == alone
-    attacks[0].calls.pop(0)  # what the sentinel asks, of the first process alone
+    attacks[0].calls.pop()  # what the sentinel asks, of the first process alone
     parts = [[str(row[row != 0].tolist()) for call in attack.calls for row in call[1]] for attack in attacks]
     assert [len(set(part)) for part in parts] == [6, 6] and len({*parts[0], *parts[1]}) == 12
 

@@ -363,7 +363,7 @@ def test_a_defense_at_a_stage_that_is_not_there_is_refused(recognizer: Recognize
 PACKAGE = Path(sec4sr_pl.__file__).parent
 MODULES = sorted(PACKAGE.rglob("*.py"))
 ORDER = [
-    {"types", "files", "audio", "kaldi", "draws", "allocator", "weights", "processes", "system"}
+    {"types", "files", "audio", "kaldi", "draws", "allocator", "arithmetic", "weights", "processes", "system"}
     | {"yaml_files", "imports", "command"},
     {"features", "backbones", "scoring", "losses", "defenses", "attacks", "metrics"},  # these never import each other
     {"recognizer", "checkpoint", "data", "normalization"},

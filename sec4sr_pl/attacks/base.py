@@ -31,7 +31,7 @@ class AttackResult(NamedTuple):
     achieved: Tensor
     """(batch,) bool, re-measured with one fresh draw; all False when not measured."""
     queries: Tensor
-    """(batch,) int64 forward rows spent on each utterance; not the two rows that tell how many speakers there are."""
+    """(batch,) int64 forward rows spent on each utterance; not the one row that tells how many speakers there are."""
 
 
 CACHED_SAMPLES = 2**20
@@ -102,7 +102,15 @@ class CountedScore:
         """Scores of the utterances in order, or of several copies of the batch one after the other."""
         self.queries[self.rows] += len(waveforms) // max(1, self.size)
         told = self.masked or not isinstance(self.score, nn.Module)
-        scores = self.score(waveforms, lengths) if told else self.score(waveforms)  # type: ignore[call-arg]
+        try:
+            scores = self.score(waveforms, lengths) if told else self.score(waveforms)  # type: ignore[call-arg]
+        except (RuntimeError, TypeError) as error:
+            if hasattr(self.score, "fused") or isinstance(error, torch.OutOfMemoryError):  # not somebody else's
+                raise
+            raise ValueError(
+                f"Expected a score function of {tuple(waveforms.shape)} waveforms and {tuple(lengths.shape)} lengths, "
+                f"which is called as score(waveforms, lengths); it failed: {str(error).partition(chr(10))[0]}"
+            ) from error
         if not isinstance(scores, Tensor) or scores.dim() != 2 or len(scores) != len(waveforms):
             came = tuple(scores.shape) if isinstance(scores, Tensor) else type(scores).__name__
             raise ValueError(
@@ -181,7 +189,7 @@ class Attack(ABC):
 
         Raises:
             ValueError: shapes that do not fit, values outside [-1, 1], NaN, or labels without meaning; a score function
-                that fails on two utterances, gives other than (batch, speakers) finite scores, or no gradient where the
+                that fails, gives other than (batch, speakers) finite scores, or no gradient where the
                 attack follows one.
 
         Warns:
@@ -195,7 +203,7 @@ class Attack(ABC):
             valid = full_lengths(original) if lengths is None else lengths.clone()
             masked = lengths is not None
             if measure and len(original):
-                objective.check(labels, speakers_of(CountedScore(score, original, masked), original, valid))
+                objective.check(labels, CountedScore(score, original, masked)(original[:1], valid[:1]).shape[1])
             broken = torch.zeros_like(labels, dtype=torch.bool)
             presented, total = self.present(original, valid)
             result = AttackResult(
@@ -255,18 +263,6 @@ class Attack(ABC):
     def settings(self) -> dict[str, Any]:
         """The constructor's parameters, which every attack keeps as attributes of the same name."""
         return {key: getattr(self, key) for key in inspect.signature(type(self)).parameters}
-
-
-def speakers_of(score: CountedScore, waveforms: Tensor, lengths: Tensor) -> int:
-    """How many scores there are for an utterance; asked of the first two, as what fits one may not fit many."""
-    try:
-        return score(waveforms[:2], lengths[:2]).shape[1]
-    except (RuntimeError, TypeError) as error:
-        first = str(error).partition("\n")[0]
-        raise ValueError(
-            f"Expected a score function of {tuple(waveforms[:2].shape)} waveforms and {tuple(lengths[:2].shape)} "
-            f"lengths, which is called as score(waveforms, lengths); it failed: {first}"
-        ) from error
 
 
 def check_finite(scores: Tensor, first: int = 0) -> None:
