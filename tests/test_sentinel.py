@@ -30,6 +30,7 @@ from sec4sr_pl.attacks import (
     Channel,
     InputDiversity,
     OverTheAirPGD,
+    PsychoacousticPGD,
     Replicate,
     Square,
     UniformNoise,
@@ -347,14 +348,34 @@ def test_what_goes_on_from_a_result_has_a_tenth_of_the_steps() -> None:
     assert repr(onward(PGD(steps=50, draws=3, restarts=2))) == repr(PGD(steps=5, draws=3))
     assert repr(onward(PGD(steps=5))) == repr(PGD(steps=1))
     assert repr(onward(AutoAttack(0.001))) == repr(PGD(0.001, 0.0001, 10, loss="margin"))
-    for never in (FGSM(), PGD(steps=1), FMN(), Square(), Adaptive(PGD()), PGD(source=NES())):
+    for never in (FGSM(), PGD(steps=1), FMN(), Square(), Adaptive(PGD()), PGD(source=NES()), PsychoacousticPGD()):
         assert onward(never) is None
+
+
+class WithoutGradient(ClosedSet):
+    """By way of another library."""
+
+    def forward(self, embeddings: Tensor) -> Tensor:
+        return torch.from_numpy(super().forward(embeddings).detach().numpy())
+
+
+def test_a_recognizer_without_a_gradient_is_attacked_by_queries_and_said_to_have_none(
+    examine: Examine, recognizer: Recognizer
+) -> None:
+    found = examine([Square(steps=3)], scorer=like(recognizer.scorer, WithoutGradient))
+    assert {"gradient", "slope"} <= ids(found)
+
+
+def test_a_suite_is_not_asked_to_beat_an_attack_of_more_steps(examine: Examine) -> None:
+    few = AutoAttack(0.0008, steps=1, queries=1, members=[PGD(0.0008, 1e-6, 1)])
+    assert "suite" not in ids(examine([few, PGD(0.0008, 0.0002, 20)]))
 
 
 def test_what_is_crafted_without_the_defenses_is_no_stronger() -> None:
     assert repr(witness(PGD(steps=100, draws=3))) == repr(PGD(steps=20, draws=3))
     assert repr(witness(FGSM(0.001))) == repr(FGSM(0.001))
     assert repr(witness(AutoAttack(0.001))) == repr(PGD(0.001, 0.0002, 20))
+    assert repr(witness(AutoAttack(0.001, steps=3))) == repr(PGD(0.001, 0.0002, 3))
     for never in (FMN(), Square(), Adaptive(PGD()), PGD(source=NES()), UniformNoise()):
         assert witness(never) is None
 

@@ -45,6 +45,10 @@ class BackPropagation(GradientSource):
             return scores.detach(), input_gradient(loss(scores).sum(), x)
 
 
+class NoGradientError(ValueError):
+    """Scores that do not follow from the waveform by operations that have a gradient."""
+
+
 HALF_SCALE = 2.0**12
 """What a loss is multiplied by, so that its gradients are not too small for float16."""
 
@@ -53,7 +57,7 @@ def input_gradient(loss: Tensor, x: Tensor) -> Tensor:
     """The gradient of a () loss for `x`, outside of autocast, under which what is float32 would be multiplied in half.
 
     Raises:
-        ValueError: a loss that does not follow from `x` by operations that have a gradient.
+        NoGradientError: a loss that does not follow from `x` by operations that have a gradient.
     """
     device = x.device.type
     half = torch.is_autocast_enabled(device) and torch.get_autocast_dtype(device) == torch.float16
@@ -63,7 +67,7 @@ def input_gradient(loss: Tensor, x: Tensor) -> Tensor:
         with torch.autocast(device, enabled=False):
             (gradient,) = torch.autograd.grad(loss * scale, x, allow_unused=True)
     if gradient is None:
-        raise ValueError(
+        raise NoGradientError(
             "The scores do not follow from the waveform by operations that have a gradient (they were computed under "
             "no_grad, detached, or by another library): attack by queries, e.g. by Square or with source=NES()"
         )

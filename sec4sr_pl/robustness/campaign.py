@@ -19,6 +19,7 @@ from torch import Tensor
 
 from sec4sr_pl import audio, metrics
 from sec4sr_pl.attacks import PGD, Attack, AttackResult, Claim, Objective, Square, UniformNoise
+from sec4sr_pl.attacks.written import as_written
 from sec4sr_pl.checkpoint import checksum, describe
 from sec4sr_pl.data.base import Utterances, collate
 from sec4sr_pl.data.batches import SECONDS, bounded
@@ -48,8 +49,8 @@ PROBED, REPEATED = 16, 4
 """Utterances, spread over the manifest, on which it is asked; those that are heard twice at the start."""
 QUERIES = 50
 """Of the black box that doubts attacks by gradients where the campaign brings none."""
-WIDE = 10.0
-"""The ball in which hardly anything stands, as a multiple of an attack's."""
+WIDE, WIDEST = 10.0, 0.02
+"""The ball in which hardly anything stands, as a multiple of an attack's, and the least."""
 FORMAT = 4
 """Of the records; a folder of another one is another campaign."""
 ROUNDING = 2.0**-23
@@ -313,6 +314,7 @@ class Campaign:
     def restart(self, name: str, names: Sequence[str], purpose: str) -> None:
         """Restart the draws of the recognizer, and of whatever draws in it without saying so."""
         seed = self.seeds(name, names, purpose)
+        self.undefended.seed(seed)  # it shares what it can, and may have a scorer of its own
         self.recognizer.seed(seed)
         torch.manual_seed(seed)
 
@@ -320,6 +322,7 @@ class Campaign:
         """What the attacks want of each utterance, (batch,): to leave its label, or to reach the target."""
         if self.goal == "untargeted":
             return batch.speakers
+        self.restart(BENIGN, batch.names, "targets")
         scores = self.undefended(batch.waveforms, batch.lengths)
         decisions = self.objective.decide(scores, batch.speakers)
         targets = choose_targets(scores, decisions, batch.speakers, batch.names, self.goal, self.objective, self.seed)
@@ -379,26 +382,35 @@ class Campaign:
         if self.adaptive:
             for epsilon in self.doubted:
                 black_box = Square(epsilon, QUERIES)
-                queried[epsilon] = self.craft(black_box, self.victim, batch, labels, f"probe {black_box.name}")
-                if WIDE * epsilon < 1.0:
-                    large = PGD(WIDE * epsilon, WIDE * epsilon / 5.0)
-                    wide[epsilon] = self.craft(large, self.victim, batch, labels, f"probe {large.name}")
+                queried[str(epsilon)] = self.achieved(black_box, self.victim, batch, labels, f"probe {black_box.name}")
+                radius = max(WIDE * epsilon, WIDEST)
+                if radius < 1.0:
+                    large = PGD(radius, radius / 5.0)
+                    wide[str(epsilon)] = self.achieved(large, self.victim, batch, labels, f"probe {large.name}")
             for attack in self.attacks if len(self.recognizer.defenses) else []:
                 if (unaware := witness(attack)) is not None:
-                    result = self.craft(unaware, self.undefended, batch, labels, attack.name)
-                    heard, _ = self.measure(result.waveforms, batch, attack.name, labels)
-                    oblivious[attack.name] = ((heard == labels) == self.objective.targeted).tolist()
+                    oblivious[attack.name] = self.achieved(unaware, self.undefended, batch, labels, attack.name)
         return [
             {
                 "name": name,
                 "slopes": [ratio[i] for ratio in ratios],
                 "lift": lift[i],
-                "queried": {str(epsilon): bool(result.achieved[i]) for epsilon, result in queried.items()},
-                "wide": {str(epsilon): bool(result.achieved[i]) for epsilon, result in wide.items()},
+                "queried": {epsilon: achieved[i] for epsilon, achieved in queried.items()},
+                "wide": {epsilon: achieved[i] for epsilon, achieved in wide.items()},
                 "oblivious": {attack: achieved[i] for attack, achieved in oblivious.items()},
             }
             for i, name in enumerate(names)
         ]
+
+    def achieved(
+        self, attack: Attack, victim: Recognizer | Ensemble, batch: Batch, labels: Tensor, name: str
+    ) -> list[bool]:
+        """Whether the recognizer falls for what an attack makes of a victim, as a file would hold it."""
+        result = self.craft(attack, victim, batch, labels, name)
+        written = as_written(result.waveforms, batch.waveforms, attack.epsilon)
+        decisions, _ = self.measure(written, batch, name, labels)
+        found: list[bool] = ((decisions == labels) == self.objective.targeted).tolist()
+        return found
 
     @property
     def doubted(self) -> list[float]:

@@ -10,7 +10,7 @@ from torch import Tensor
 from sec4sr_pl.attacks import APGD, NES, PGD, Attack, AutoAttack, Objective
 from sec4sr_pl.attacks.base import CountedScore, Generators
 from sec4sr_pl.attacks.gradient import attack_loss
-from sec4sr_pl.attacks.source import BackPropagation
+from sec4sr_pl.attacks.source import BackPropagation, LossOfScores, NoGradientError
 from sec4sr_pl.attacks.transformed import Transformed
 from sec4sr_pl.defenses import Defense
 from sec4sr_pl.draws import kept_generators
@@ -65,7 +65,7 @@ def onward(attack: Attack) -> PGD | None:
     """What goes on from an attack's result for another tenth of its steps; None where that can't be asked."""
     steps = attack.settings().get("steps", 1)
     more = max(1, steps // 10)
-    if isinstance(attack, PGD) and sourced(attack) and steps > 1:
+    if isinstance(attack, PGD) and sourced(attack) and steps > 1 and "restarts" in attack.settings():
         return type(attack)(**{**attack.settings(), "steps": more, "restarts": 0})
     if isinstance(attack, APGD | AutoAttack) and white_box(attack):
         step = attack.epsilon / 10.0
@@ -105,7 +105,7 @@ def witness(attack: Attack) -> Attack | None:
     if sourced(attack):
         return attack
     if isinstance(attack, AutoAttack) and white_box(attack):
-        return PGD(attack.epsilon, attack.epsilon / 5.0, WITNESS_STEPS)
+        return PGD(attack.epsilon, attack.epsilon / 5.0, min(attack.steps, WITNESS_STEPS))
     return None
 
 
@@ -126,9 +126,17 @@ def repeated(recognizer: Recognizer | Ensemble, batch: Batch) -> bool:
         for draw in range(2):
             recognizer.seed(0)
             torch.manual_seed(draw)  # the generator of who does not say so
-            passes.append(recognizer(batch.waveforms, batch.lengths).double())
+            passes.append(recognizer(batch.waveforms, batch.lengths).cpu().double())
     first, second = passes
-    return bool(((first - second).abs().amax(1) <= SAME * first.abs().amax(1)).all())
+    return bool((first - second).abs().max() <= SAME * first.abs().max())
+
+
+def gradient_or_zero(recognizer: Recognizer | Ensemble, batch: Batch, loss: LossOfScores) -> Tensor:
+    """The gradient of each utterance's loss, (batch, time); zero of a recognizer that has none."""
+    try:
+        return BackPropagation()(recognizer, batch.waveforms, batch.lengths, loss, None)[1]
+    except NoGradientError:
+        return torch.zeros_like(batch.waveforms)
 
 
 class Slopes(NamedTuple):
@@ -149,14 +157,12 @@ def slopes(recognizer: Recognizer | Ensemble, batch: Batch, objective: Objective
 
     def margin(waveforms: Tensor) -> Tensor:
         start()
-        return objective.loss(recognizer(waveforms, batch.lengths), labels).double()
+        return objective.loss(recognizer(waveforms, batch.lengths), labels).cpu().double()
 
     start()
-    _, gradient = BackPropagation()(
-        recognizer, batch.waveforms, batch.lengths, lambda scores: objective.loss(scores, labels), None
-    )
+    gradient = gradient_or_zero(recognizer, batch, lambda scores: objective.loss(scores, labels))
     valid = valid_mask(batch.lengths, batch.waveforms.shape[1])
-    along, steep = gradient.sign() * valid, gradient.double().abs().sum(1)
+    along, steep = gradient.sign() * valid, gradient.abs().sum(1).cpu().double()
     ratios = [
         (margin(batch.waveforms + h * along) - margin(batch.waveforms - h * along)) / (2.0 * h * steep)
         for h in DISTANCES
@@ -176,5 +182,4 @@ def steepness(recognizer: Recognizer | Ensemble, batch: Batch, objective: Object
     def loss(scores: Tensor) -> Tensor:
         return attack_loss(None, objective, scores, labels)
 
-    _, gradient = BackPropagation()(recognizer, batch.waveforms, batch.lengths, loss, None)
-    return gradient.abs().amax(1)
+    return gradient_or_zero(recognizer, batch, loss).abs().amax(1)

@@ -9,7 +9,7 @@ from scipy.stats import binomtest
 
 from sec4sr_pl.attacks import Adaptive, Attack, UniformNoise
 from sec4sr_pl.attacks.worst import WorstCase
-from sec4sr_pl.robustness.campaign import QUERIES, WIDE, Campaign, Record, counted
+from sec4sr_pl.robustness.campaign import QUERIES, WIDE, WIDEST, Campaign, Record, counted
 from sec4sr_pl.robustness.probe import DISTANCES, ball, layers, limited, queries_victim, white_box
 
 CHANCE = 0.05
@@ -25,6 +25,8 @@ LEAST_SLOPES, MOST_SLOPE = (0.5, 0.25, 0.1), 10.0
 """Of what a gradient says, at each of `DISTANCES`; medians of the shipped parts are above 0.82, 0.66 and 0.35."""
 LEAST_LIFT = 8.0
 """Times a random step; on the shipped recognizers and defenses medians are above 20."""
+FEWEST = 5
+"""Utterances of which half tells anything."""
 FEW = 3
 """Utterances still standing, the least to tell whether a loss is falling."""
 
@@ -183,10 +185,11 @@ def slope(evidence: Evidence) -> Sentences:
 def raised(evidence: Evidence) -> Sentences:
     """An attack by gradients that moves away from its goal."""
     sentences = []
-    for attack in evidence.attacks:
-        records = evidence.counted(attack)
-        up = sum(record["margin"] > evidence.benign[record["name"]]["margin"] for record in records)
-        if white_box(attack) and 2 * up > len(records):
+    for attack in evidence.attacks if evidence.campaign.adaptive else []:
+        records = [record for record in evidence.counted(attack) if record["margin"] is not None]
+        before = [evidence.benign[record["name"]]["margin"] for record in records]
+        up = sum(own is not None and record["margin"] > own for record, own in zip(records, before, strict=True))
+        if white_box(attack) and up and binomtest(up, len(records), alternative="greater").pvalue < CHANCE:
             sentences.append(f"{attack.name} raised the margin of {up} of {len(records)} utterances.")
     return sentences
 
@@ -229,11 +232,17 @@ def black_box(evidence: Evidence) -> Sentences:
     return sentences if compared else None
 
 
+def steps_of(attack: Attack) -> int:
+    """How many it takes, or what it wraps."""
+    return int(layers(attack)[-1].settings().get("steps", 1))
+
+
 def suite(evidence: Evidence) -> Sentences:
     """A single attack beats one that tries several."""
     sentences = []
     suites = [attack for attack in evidence.attacks if isinstance(attack, WorstCase)]
-    pairs = [(best, a) for best in suites for a in evidence.attacks if a is not best and ball(a) == ball(best)]
+    alone = [attack for attack in evidence.attacks if not isinstance(attack, WorstCase)]
+    pairs = [(best, a) for best in suites for a in alone if ball(a) == ball(best) and steps_of(a) <= steps_of(best)]
     for best, other in pairs:
         won, theirs = evidence.won(other), evidence.won(best)
         if beats(won, theirs):
@@ -261,10 +270,9 @@ def epsilon(evidence: Evidence) -> Sentences:
     for radius in evidence.campaign.doubted:
         names, won = evidence.asked("wide", radius)
         compared |= bool(names)
-        if 2 * len(won) < len(names):
-            sentences.append(
-                f"PGD-10 in {WIDE:g} times the ball of {radius:g} succeeds on {len(won)} of {len(names)} utterances."
-            )
+        if len(names) >= FEWEST and 2 * len(won) < len(names):
+            large = max(WIDE * radius, WIDEST)
+            sentences.append(f"PGD-10 in the ball of {large:g} succeeds on {len(won)} of {len(names)} utterances.")
     return sentences if compared else None
 
 
