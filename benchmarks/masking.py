@@ -31,7 +31,7 @@ from sec4sr_pl.recognizer import Recognizer
 from sec4sr_pl.robustness import Campaign, summarize
 
 sys.path.append(str(Path(__file__).parent.parent / "tests"))
-from zoo import LIMITS_SET_ON, ZOO, masked, places
+from zoo import ZOO, masked, places
 
 FOLDER = Path(tempfile.mkdtemp() if OPTIONS.smallest else "runs")
 CHECKPOINT = Path("checkpoints/audionet_mini_natural.ckpt")
@@ -130,7 +130,7 @@ def main(attack: str = "", part: str = "") -> None:
                 found.append(done[key])
             flagged = sum(bool(set(line["flags"]) - DECLARED) for line in found)
             flags = Counter(flag for line in found for flag in line["flags"])
-            row = [name + " *" * (name in LIMITS_SET_ON), place, listed]
+            row = [name, place, listed]
             row += [
                 f"{min(values)} to {max(values)}"
                 for values in ([line[k] for line in found] for k in ("standing", "truth"))

@@ -110,8 +110,6 @@ ZOO: dict[str, Mask] = {
     "random, declared randomized": backward(noise_like),
     "noise, declared without a gradient": noisy,
 }
-LIMITS_SET_ON = tuple(ZOO)[::2]
-"""The other half only shows how the limits do."""
 
 
 class Masked(Defense):

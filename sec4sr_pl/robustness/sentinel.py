@@ -22,9 +22,9 @@ FALLING = 0.05
 """Part of the way that the last tenth of the steps may go: half of an even pace."""
 
 LEAST_SLOPES, MOST_SLOPE = (0.5, 0.25, 0.1), 10.0
-"""Of what a gradient says, at each of `DISTANCES`; medians of the shipped parts are above 0.82, 0.66 and 0.35."""
+"""Of what a gradient says, at each of `DISTANCES`; medians behind shipped defenses were above 0.82, 0.66 and 0.35."""
 LEAST_LIFT = 8.0
-"""Times a random step; on the shipped recognizers and defenses medians are above 20."""
+"""Times a random step; medians behind the shipped defenses that have a gradient were above 20, natural AudioNet."""
 FEWEST = 5
 """Utterances of which half tells anything."""
 FEW = 3
