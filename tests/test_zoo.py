@@ -137,6 +137,7 @@ def test_what_draws_without_saying_so_is_flagged_counted_as_randomized_and_repea
     summary = summarize(campaigns[0])
     assert summary.benign_over_draws is not None
     assert {"randomness", "no-eot"} <= {flag.id for flag in summary.sentinel.flags}
+    torch.rand(7)  # a campaign that changed the generator would leave it as the last one did
     state = torch.random.get_rng_state()
     campaigns[2].run()
     assert torch.equal(torch.random.get_rng_state(), state)  # the global generator is as it was
