@@ -13,7 +13,6 @@ from lightning_utilities.core.rank_zero import rank_zero_only
 from rich.console import Console
 from rich.progress import track
 from torch import Tensor
-from torch.utils.data import DataLoader
 
 from sec4sr_pl import metrics
 from sec4sr_pl.arithmetic import exact_arithmetic
@@ -21,6 +20,7 @@ from sec4sr_pl.checkpoint import load_recognizer, save_recognizer
 from sec4sr_pl.command import command
 from sec4sr_pl.data import SpeakerData
 from sec4sr_pl.data.base import Batches, Utterances
+from sec4sr_pl.data.loader import Loader
 from sec4sr_pl.data.manifest import DataError, check_lengths, shortened
 from sec4sr_pl.data.trials import Trials
 from sec4sr_pl.defenses import Defense
@@ -87,7 +87,7 @@ def embed(
     check_lengths(utterances.utterances, recognizer.minimum_samples)
     like = recognizer.scorer.threshold
     own = torch.Generator()  # a loader draws a number that nobody needs: not from a training's generator
-    loader = DataLoader(Batches(utterances, batch_size), None, num_workers=num_workers, generator=own)
+    loader = Loader(Batches(utterances, batch_size), num_workers=num_workers, generator=own)
     embeddings = []
     hidden = label is None or getattr(rank_zero_only, "rank", 0) != 0
     for batch in track(loader, label or "", disable=hidden):

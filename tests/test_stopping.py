@@ -3,6 +3,7 @@
 import contextlib
 import multiprocessing
 import os
+import select
 import signal
 import socket
 import subprocess
@@ -21,7 +22,7 @@ from test_resume import uninterrupted as uninterrupted
 
 from sec4sr_pl.backbones import AudioNet
 from sec4sr_pl.checkpoint import load_recognizer, save_recognizer
-from sec4sr_pl.data.base import begin_work
+from sec4sr_pl.data.loader import begin_work
 from sec4sr_pl.features import LogMel
 from sec4sr_pl.recognizer import Recognizer
 from sec4sr_pl.scoring import ClosedSet
@@ -90,6 +91,29 @@ def test_a_loader_that_is_gone_is_no_fault_of_its_worker(tmp_path: Path) -> None
     process.join()
     assert process.exitcode == 0
     assert (tmp_path / "log").read_text() == ""
+
+
+def test_a_worker_that_begins_after_its_loader_was_killed_ends() -> None:
+    alive, held = os.pipe()  # held by the worker alone, once the others are gone
+
+    def worker() -> None:
+        loader = multiprocessing.parent_process()
+        while loader and os.getppid() == loader.pid:
+            time.sleep(0.01)
+        begin_work(0)
+        time.sleep(90)
+
+    def start() -> None:
+        context.Process(target=worker).start()
+        os._exit(0)
+
+    context = multiprocessing.get_context("fork")
+    killed = context.Process(target=start)
+    killed.start()
+    os.close(held)
+    killed.join()
+    assert select.select([alive], [], [], 60)[0]
+    assert os.read(alive, 1) == b""
 
 
 def test_sigterm_is_not_forgotten_over_a_later_interruption(config: Path, tmp_path: Path) -> None:

@@ -1,19 +1,12 @@
 """A data module over folders of speakers: crops for training, whole utterances for everything else."""
 
-import multiprocessing
-import os
-import signal
-import sys
-import threading
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from itertools import chain, islice
 from pathlib import Path
-from types import TracebackType
 from typing import Any, ClassVar
 
 import torch
-from lightning_fabric.utilities.seed import pl_worker_init_function
 from pytorch_lightning import LightningDataModule
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
@@ -22,6 +15,7 @@ from torch.utils.data import DataLoader, Dataset, DistributedSampler
 from sec4sr_pl import audio
 from sec4sr_pl.data.augment import FromFolder
 from sec4sr_pl.data.batches import bounded
+from sec4sr_pl.data.loader import Loader
 from sec4sr_pl.data.manifest import Utterance, find_root, join, label, scan, split_development, tell_short, to_samples
 from sec4sr_pl.data.problems import DataError, Problems
 from sec4sr_pl.data.tree import parse
@@ -143,30 +137,7 @@ class BalancedSampler(EpochSampler):
         return torch.stack(queues, 1).gather(1, shuffled).flatten()[: self.size].tolist()
 
 
-def begin_work(worker: int) -> None:
-    """Let a worker, which is born deaf to signals, be ended by the process that started it, and draw as Lightning asks.
-
-    A loader, and Python's own exit, end their workers by SIGTERM and may wait for them without limit.
-    """
-    pl_worker_init_function(worker)  # Lightning's own, which it gives to loaders that have no other
-    parent = multiprocessing.parent_process()
-
-    def listen() -> None:
-        while parent and signal.sigwaitinfo({signal.SIGTERM}).si_pid != parent.pid:
-            pass
-        os._exit(0)
-
-    threading.Thread(target=listen, daemon=True).start()
-
-    def fault(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
-        """Only of the thread that hands batches over: the loader tells what the work itself raises."""
-        if not issubclass(kind, (ConnectionError, EOFError)):  # the loader ended while it took one
-            sys.__excepthook__(kind, error, trace)
-
-    sys.excepthook = fault
-
-
-class ResumableLoader(DataLoader[Item]):
+class ResumableLoader(Loader[Item]):
     """Keeps in checkpoints how many batches of the epoch were taken, and goes on after them.
 
     The sampler is asked at the first batch, not at `iter`, which Lightning calls before it tells the epoch.
@@ -179,12 +150,7 @@ class ResumableLoader(DataLoader[Item]):
         """The batches of an epoch; of a resumed one, those that are left."""
         self.taken, self.resumed = self.resumed, 0
         self.sampler.start = self.taken * self.batch_size  # type: ignore[attr-defined, operator]
-        before = signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGTERM, signal.SIGINT))
-        try:  # workers are born deaf: a signal to all processes is for this one, which alone ends them
-            batches = super().__iter__()
-        finally:
-            signal.pthread_sigmask(signal.SIG_SETMASK, before)
-        for batch in batches:
+        for batch in super().__iter__():
             self.taken += 1
             yield batch
 
@@ -473,7 +439,6 @@ class SpeakerData(LightningDataModule):
             sampler=sampler,
             collate_fn=collate,
             num_workers=self.num_workers,
-            worker_init_fn=begin_work,
             persistent_workers=self.num_workers > 0,
             pin_memory=torch.cuda.is_available(),
         )

@@ -8,12 +8,13 @@ from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import Dataset
 
 from sec4sr_pl import audio
 from sec4sr_pl.checkpoint import load_recognizer
 from sec4sr_pl.command import command
 from sec4sr_pl.data import SpeakerData
+from sec4sr_pl.data.loader import Loader
 from sec4sr_pl.data.manifest import Utterance, tell_short
 from sec4sr_pl.data.problems import DataError, Problems
 from sec4sr_pl.types import SAMPLE_RATE
@@ -100,7 +101,7 @@ def decode(utterances: Sequence[Utterance], workers: int, problems: Problems) ->
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns, console=Console(stderr=True)) as progress:
         task = progress.add_task("decoded", total=len(utterances))
-        for found in DataLoader(Decoded(utterances), None, num_workers=workers):
+        for found in Loader(Decoded(utterances), num_workers=workers):
             problems.add(found)
             progress.advance(task)
 

@@ -8,11 +8,12 @@ from typing import Literal
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import Dataset
 
 from sec4sr_pl import audio, system
 from sec4sr_pl.command import command
 from sec4sr_pl.data import foreign
+from sec4sr_pl.data.loader import Loader
 from sec4sr_pl.data.manifest import DataError
 from sec4sr_pl.files import FULL, check_writable, whole
 
@@ -88,7 +89,7 @@ def prepare(source: Path, output: Path, mix: bool = False, workers: int = system
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns, console=Console(stderr=True)) as progress:
         task = progress.add_task("converted", total=len(pairs))
-        for state, reason in DataLoader(Conversions(pairs, mix), None, num_workers=min(workers, len(pairs))):
+        for state, reason in Loader(Conversions(pairs, mix), num_workers=min(workers, len(pairs))):
             counts[state] += 1
             failures += [reason] if state == "failed" else []
             shown = f"converted, {len(failures)} failed" if failures else "converted"

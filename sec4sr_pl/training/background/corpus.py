@@ -8,10 +8,10 @@ from pathlib import Path
 import torch
 from rich.progress import track
 from torch import Tensor
-from torch.utils.data import DataLoader
 
 from sec4sr_pl.checkpoint import describe
 from sec4sr_pl.data.base import Batches, Utterances
+from sec4sr_pl.data.loader import Loader
 from sec4sr_pl.data.manifest import Utterance
 from sec4sr_pl.draws import key
 from sec4sr_pl.features import FrontEnd
@@ -40,7 +40,7 @@ class Corpus:
         keep: bool = True,
     ) -> None:
         self.utterances, self.features, self.device, self.keep = utterances, features.to(device), device, keep
-        self.loader = DataLoader(Batches(utterances, batch_size), None, num_workers=num_workers)
+        self.loader = Loader(Batches(utterances, batch_size), num_workers=num_workers)
         self.kept: list[tuple[Tensor, Tensor]] = []
 
     @cached_property
@@ -51,7 +51,7 @@ class Corpus:
         """
         all_of, heard = self.utterances, hashlib.sha256()
         middles = Utterances(map(middle, all_of.utterances), all_of.labels, all_of.resample)
-        for waveform, _, _ in track(DataLoader(middles, None, num_workers=self.loader.num_workers), "checksum"):
+        for waveform, _, _ in track(Loader(middles, num_workers=self.loader.num_workers), "checksum"):
             heard.update(waveform.numpy().tobytes())
         pieces = [utterance._replace(path=Path()) for utterance in all_of.utterances]
         return f"{key(describe(self.features), heard.hexdigest(), *pieces):016x}"
