@@ -65,6 +65,7 @@ def evaluate(
     draws: int = 10,
     perceptual: bool = True,
     target_prior: float = 0.01,
+    nonfinite_succeeds: bool = False,
     accelerator: str = "auto",
     devices: int = 1,
     num_nodes: int = 1,
@@ -92,6 +93,8 @@ def evaluate(
         draws: further fresh draws of a randomized recognizer on each utterance.
         perceptual: measure PESQ and STOI.
         target_prior: verification: probability of a true claim, for minDCF.
+        nonfinite_succeeds: count scores of NaN or infinity as errors of the recognizer and as successes of the attack;
+            default: stop and name the utterances.
         accelerator: cpu, cuda, ... or auto.
         devices: processes on each machine, one a device.
         num_nodes: number of machines.
@@ -150,6 +153,7 @@ def evaluate(
         perceptual,
         identity={"checkpoint": checksum(checkpoint), "threads": threads, "device": fabric.device.type},
         claims=claims,
+        nonfinite_succeeds=nonfinite_succeeds,
     )
     campaign.open()
     fabric.launch()

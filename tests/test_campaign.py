@@ -839,7 +839,7 @@ def known(make: Make) -> Campaign:
             for i in batch:
                 record: dict[str, Any] = {"name": names[i], "label": 1, "target": 2, "correct": i in correct}
                 record |= {"decision": 1 if i in correct else 2, "correct_rate": None, "margin": 1.0, "gradient": 1.0}
-                record |= {"noise": {"0.002": False}, "further": None}
+                record |= {"noise": {"0.002": False}, "further": None, "finite": True}
                 if name != BENIGN:
                     record |= {
                         "achieved": i not in correct and i != 3,

@@ -1,5 +1,6 @@
 """Score functions with the faults that other people's models have: each is told in one line."""
 
+import math
 from collections.abc import Callable
 from pathlib import Path
 
@@ -8,9 +9,12 @@ import torch
 from test_campaign import fit, load, write_voices
 from torch import Tensor, nn
 
-from sec4sr_pl.attacks import FGSM, PGD, Attack, Square, UniformNoise
-from sec4sr_pl.robustness import Campaign
+from sec4sr_pl.attacks import FGSM, PGD, Attack, Claim, Objective, Square, UniformNoise
+from sec4sr_pl.data.base import Utterances
+from sec4sr_pl.recognizer import Recognizer
+from sec4sr_pl.robustness import Campaign, summarize
 from sec4sr_pl.scoring import ClosedSet
+from sec4sr_pl.types import REJECT
 
 WEIGHT = torch.randn(4, 100, generator=torch.Generator().manual_seed(0))
 
@@ -118,13 +122,78 @@ class NumbersForSpeech(ClosedSet):
         return scores.masked_fill(~near[:, None], torch.nan)
 
 
-def test_a_campaign_stops_at_a_recognizer_that_answers_attacks_with_nan(tmp_path: Path) -> None:
-    data = load(write_voices(tmp_path))
-    recognizer = fit(data)
+@pytest.fixture
+def voices(tmp_path: Path) -> Utterances:
+    return load(write_voices(tmp_path))
+
+
+@pytest.fixture
+def deaf_to_attacks(voices: Utterances) -> Recognizer:
+    recognizer = fit(voices)
     head = NumbersForSpeech(recognizer.scorer.embedding_size, recognizer.scorer.speakers)
     head.load_state_dict(recognizer.scorer.state_dict())
     recognizer.scorer = head
     with torch.no_grad():
-        head.known = torch.cat([recognizer.embed(waveform[None]) for waveform, _, _ in data])
+        head.known = torch.cat([recognizer.embed(waveform[None]) for waveform, _, _ in voices])
+    return recognizer
+
+
+def test_a_campaign_stops_at_a_recognizer_that_answers_attacks_with_nan(
+    deaf_to_attacks: Recognizer, voices: Utterances, tmp_path: Path
+) -> None:
     with pytest.raises(ValueError, match=r"Expected finite scores, got others in rows|not finite for"):
-        Campaign(recognizer, data, [PGD(steps=1)], tmp_path / "out", perceptual=False).run()
+        Campaign(deaf_to_attacks, voices, [PGD(steps=1)], tmp_path / "out", perceptual=False).run()
+
+
+@pytest.mark.filterwarnings("ignore:.*met gradients that are not finite")
+def test_by_option_it_counts_against_the_defender_in_every_rate(
+    deaf_to_attacks: Recognizer, voices: Utterances, tmp_path: Path
+) -> None:
+    campaign = Campaign(
+        deaf_to_attacks, voices, [PGD(steps=1)], tmp_path / "out", perceptual=False, nonfinite_succeeds=True
+    )
+    campaign.run()
+    summary = summarize(campaign)
+    assert summary.benign.value > 0.9
+    assert summary.rows[0].accuracy.value == summary.worst.value == 0.0
+    assert summary.rows[0].success.value == 1.0
+    assert f"counted as errors and as successes: {len(voices)} (PGD-1)" in summary.to_markdown()
+
+
+@pytest.mark.filterwarnings("ignore:.*met gradients that are not finite")
+@pytest.mark.parametrize("attack", [FGSM(), PGD(steps=2), UniformNoise()], ids=lambda attack: attack.name)
+def test_by_option_an_attack_that_finds_it_succeeds(attack: Attack) -> None:
+    waveforms, labels = speech()
+    plain = attack(linear, waveforms, labels, generator=torch.Generator().manual_seed(0))
+    result = attack(
+        broken_where_changed(waveforms),
+        waveforms,
+        labels,
+        objective=Objective(nonfinite_succeeds=True),
+        generator=torch.Generator().manual_seed(0),
+    )
+    assert result.achieved[1]
+    assert torch.equal(result.achieved[[0, 2]], plain.achieved[[0, 2]])
+
+
+@pytest.mark.parametrize("bad", [torch.nan, torch.inf, -torch.inf])
+@pytest.mark.parametrize("targeted", [False, True])
+@pytest.mark.parametrize(
+    ("kind", "threshold", "labels"),
+    [(Objective, -math.inf, [0, 1, 2]), (Objective, 0.5, [0, REJECT, 2]), (Claim, 0.5, [0, ~1, 2])],
+    ids=["closed set", "open set", "claims"],
+)
+def test_by_option_scores_that_are_not_finite_are_what_the_attack_wants(
+    kind: type[Objective], threshold: float, labels: list[int], targeted: bool, bad: float
+) -> None:
+    scores = torch.tensor([[0.9, 0.1, 0.2], [0.3, 0.4, 0.1], [0.2, 0.7, 0.1]])
+    wanted = torch.tensor(labels)
+    for row in range(3):
+        spoiled = scores.clone()
+        spoiled[row, 1] = bad
+        plain, judge = kind(threshold, targeted), kind(threshold, targeted, nonfinite_succeeds=True)
+        others = [index for index in range(3) if index != row]
+        assert judge.achieved(spoiled, wanted)[row]
+        assert -math.inf < judge.loss(spoiled, wanted)[row] < -1e5
+        assert torch.equal(judge.loss(spoiled, wanted)[others], plain.loss(scores, wanted)[others])
+        assert torch.equal(judge.decide(spoiled, wanted)[others], plain.decide(scores, wanted)[others])

@@ -11,6 +11,7 @@ from typing import Any, ClassVar, NamedTuple, final
 import torch
 from torch import Tensor, nn
 
+from sec4sr_pl.attacks.memory import Cost
 from sec4sr_pl.attacks.objective import Objective
 from sec4sr_pl.types import full_lengths, mask_padding
 
@@ -74,6 +75,7 @@ class CountedScore:
         self.broken = torch.zeros(len(batch), dtype=torch.bool, device=batch.device)
         self.rows: Tensor | slice = slice(None)
         self.size = len(batch)
+        self.cost = Cost()
 
     def only(self, rows: Tensor) -> "CountedScore":
         """The same function of the utterances at (count,) positions; what they are asked is counted here too."""
@@ -103,7 +105,8 @@ class CountedScore:
         self.queries[self.rows] += len(waveforms) // max(1, self.size)
         told = self.masked or not isinstance(self.score, nn.Module)
         try:
-            scores = self.score(waveforms, lengths) if told else self.score(waveforms)  # type: ignore[call-arg]
+            with self.cost.measured(waveforms):
+                scores = self.score(waveforms, lengths) if told else self.score(waveforms)  # type: ignore[call-arg]
         except (RuntimeError, TypeError) as error:
             if hasattr(self.score, "fused") or isinstance(error, torch.OutOfMemoryError):  # not somebody else's
                 raise
@@ -218,7 +221,8 @@ class Attack(ABC):
                 result.waveforms[rows] = self.present(within, valid[rows])[0]
                 if measure:
                     scores = counted.on(score)(result.waveforms[rows], total[rows])
-                    check_finite(scores, rows.start)
+                    if not objective.nonfinite_succeeds:
+                        check_finite(scores, rows.start)
                     result.achieved[rows] = objective.achieved(scores, labels[rows])
                 result.queries[rows], broken[rows] = counted.queries, counted.broken
             if measure and bool(broken.any()):

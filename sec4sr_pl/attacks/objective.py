@@ -9,6 +9,9 @@ from torch.nn import functional
 
 from sec4sr_pl.types import REJECT
 
+CERTAIN = 1e6
+"""The score that stands for one that is not finite, on the attack's side: beyond any other."""
+
 
 @dataclass(frozen=True)
 class Objective:
@@ -21,6 +24,8 @@ class Objective:
         threshold: the system's; -inf is a closed set.
         targeted: reach the label instead of leaving it.
         confidence: margin by which the goal must be exceeded for the loss to be negative.
+        nonfinite_succeeds: scores of NaN or infinity achieve the goal, by far; else they are refused where an attack
+            or a campaign measures.
 
     Raises:
         ValueError: a threshold of NaN, or a confidence that is not finite.
@@ -29,6 +34,7 @@ class Objective:
     threshold: float = -math.inf
     targeted: bool = False
     confidence: float = 0.0
+    nonfinite_succeeds: bool = False
 
     def __post_init__(self) -> None:
         """Refuse what no score can be compared with."""
@@ -60,6 +66,15 @@ class Objective:
                 + (": in a closed set nobody is rejected, leave such utterances out" if lowest == 0 else "")
             )
 
+    def judged(self, scores: Tensor, labels: Tensor) -> Tensor:
+        """The (batch, speakers) scores; where `nonfinite_succeeds`, rows that are not finite become the wanted ones."""
+        if not self.nonfinite_succeeds:
+            return scores
+        wanted = labels if self.targeted else self.others(torch.zeros_like(scores), labels, 1).squeeze(1)
+        accepted = functional.one_hot(wanted.clamp_min(0), scores.shape[1]).bool() & (wanted >= 0).unsqueeze(1)
+        certain = torch.full_like(scores, -CERTAIN).masked_fill(accepted, CERTAIN)
+        return torch.where(scores.isfinite().all(1, keepdim=True), scores, certain)
+
     def loss(self, scores: Tensor, labels: Tensor) -> Tensor:
         """The margin, (batch,), always to be minimized: below zero exactly when achieved with confidence.
 
@@ -67,6 +82,7 @@ class Objective:
             scores: (batch, speakers).
             labels: (batch,), index or `REJECT`.
         """
+        scores = self.judged(scores, labels)
         enrolled = labels != REJECT
         own = functional.one_hot(labels.clamp_min(0), scores.shape[1]).bool()
         label_score = scores.masked_fill(~own, -torch.inf).max(dim=1).values
@@ -83,7 +99,7 @@ class Objective:
 
     def decide(self, scores: Tensor, labels: Tensor) -> Tensor:
         """The decision on each row of (batch, speakers) scores, (batch,), of the kind of its label."""
-        best, index = scores.max(dim=1)
+        best, index = self.judged(scores, labels).max(dim=1)
         return torch.where(best > self.threshold, index, REJECT)
 
     def achieved(self, scores: Tensor, labels: Tensor) -> Tensor:
@@ -139,11 +155,12 @@ class Claim(Objective):
 
     def loss(self, scores: Tensor, labels: Tensor) -> Tensor:
         """The margin of the claimed speaker's score from the threshold, (batch,)."""
-        return super().loss(self.claimed(scores, labels)[1], labels.clamp(REJECT, 0))
+        own = self.claimed(self.judged(scores, labels), labels)[1]
+        return super().loss(own, labels.clamp(REJECT, 0))
 
     def decide(self, scores: Tensor, labels: Tensor) -> Tensor:
         """The claimed speaker, (batch,), or its complement."""
-        speakers, own = self.claimed(scores, labels)
+        speakers, own = self.claimed(self.judged(scores, labels), labels)
         return torch.where(own > self.threshold, speakers, ~speakers).squeeze(1)
 
     def others(self, scores: Tensor, labels: Tensor, count: int) -> Tensor:

@@ -138,7 +138,7 @@ class SirenAttack(Attack):
         drawn = []
         for _ in range(self.draws):
             margins = []
-            for part in rows.x.split(copies_at_a_time(rows.low), 1):
+            for part in rows.x.split(copies_at_a_time(rows.score, rows.low), 1):
                 count = part.shape[1]
                 scores = rows.score(part.transpose(0, 1).flatten(0, 1), rows.lengths.repeat(count))
                 margins += [objective.loss(own, rows.labels) for own in scores.chunk(count)]

@@ -8,12 +8,13 @@ import torch
 from torch import Tensor
 
 from sec4sr_pl.attacks.base import CACHED_SAMPLES, CountedScore, Generators, Score
+from sec4sr_pl.attacks.memory import Cost
 
 LossOfScores = Callable[[Tensor], Tensor]
 """(batch, speakers) scores -> (batch,) losses to minimize, row by row."""
 
-QUERIED_SAMPLES = 2**25
-"""Samples an accelerator is asked about at a time: a thousand rows of 2 s, about 4 GB of activations."""
+QUERIED_BYTES = 2**32
+"""Memory that an accelerator's answers may take at a time, beside what is there already."""
 
 
 class GradientSource(ABC):
@@ -110,7 +111,7 @@ class NES(GradientSource):
     ) -> tuple[Tensor, Tensor]:
         """Scores and estimated gradient."""
         scores, total = score(waveforms, lengths), torch.zeros_like(waveforms)
-        pairs, most = self.samples // 2, max(1, copies_at_a_time(waveforms) // 2)
+        pairs, most = self.samples // 2, max(1, copies_at_a_time(score, waveforms) // 2)
         for first in range(0, pairs, most):
             count = min(most, pairs - first)
             directions = normal(count, waveforms, lengths, generators)
@@ -121,10 +122,18 @@ class NES(GradientSource):
         return scores, total / (self.samples * self.sigma)
 
 
-def copies_at_a_time(waveforms: Tensor) -> int:
-    """Copies of a (batch, time) that are scored together: what a CPU's cache or an accelerator's memory holds."""
-    at_a_time = CACHED_SAMPLES if waveforms.device.type == "cpu" else QUERIED_SAMPLES
-    return max(1, at_a_time // max(1, waveforms.numel()))
+def copies_at_a_time(score: Score, waveforms: Tensor) -> int:
+    """Copies of a (batch, time) that are scored together: what a CPU's cache or an accelerator's memory holds.
+
+    One, until the accelerator has been asked once.
+    """
+    samples = max(1, waveforms.numel())
+    if waveforms.device.type == "cpu":
+        return max(1, CACHED_SAMPLES // samples)
+    cost: Cost | None = getattr(score, "cost", None)
+    if cost is None or cost.bytes_per_sample is None:
+        return 1
+    return max(1, int(QUERIED_BYTES / (samples * cost.bytes_per_sample)))
 
 
 BACK_PROPAGATION = BackPropagation()

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from sec4sr_pl.attacks.base import Generators, Score
+from sec4sr_pl.attacks.memory import Cost
 from sec4sr_pl.attacks.source import BACK_PROPAGATION, GradientSource, LossOfScores, uniform
 from sec4sr_pl.types import mask_padding
 
@@ -36,13 +37,21 @@ class Transformed(GradientSource):
         self, score: Score, waveforms: Tensor, lengths: Tensor, loss: LossOfScores, generators: Generators
     ) -> tuple[Tensor, Tensor]:
         """Scores and gradient of the transformed waveforms, whichever and however many the source behind asks for."""
-        transform, batch = self.draw(waveforms, lengths, generators), max(1, len(waveforms))
+        behind = Behind(score, self.draw(waveforms, lengths, generators), max(1, len(waveforms)))
+        return (self.source or BACK_PROPAGATION)(behind, waveforms, lengths, loss, generators)
 
-        def transformed(points: Tensor, valid: Tensor) -> Tensor:
-            changed = torch.cat([transform(copy) for copy in torch.split(points, batch)])
-            return score(mask_padding(changed, valid), valid)
 
-        return (self.source or BACK_PROPAGATION)(transformed, waveforms, lengths, loss, generators)
+class Behind:
+    """A score function behind a transformation of (batch, time) waveforms, or of copies of the batch."""
+
+    def __init__(self, score: Score, transform: Callable[[Tensor], Tensor], batch: int) -> None:
+        self.score, self.transform, self.batch = score, transform, batch
+        self.cost: Cost | None = getattr(score, "cost", None)
+
+    def __call__(self, waveforms: Tensor, lengths: Tensor) -> Tensor:
+        """Scores of what comes out."""
+        changed = torch.cat([self.transform(copy) for copy in torch.split(waveforms, self.batch)])
+        return self.score(mask_padding(changed, lengths), lengths)
 
 
 @dataclass(frozen=True)

@@ -29,13 +29,24 @@ class RobustValidation(Callback):
         fraction: of the development utterances, chosen by a hash of the name.
         pesq: fraction of these whose PESQ is measured, about 0.1 s each, chosen likewise; 0: none.
         seed: of the attack's draws.
+        nonfinite_succeeds: count scores of NaN or infinity as errors and successes of the attack; else they stop it.
+
+    Raises:
+        ValueError: fractions outside these ranges.
     """
 
-    def __init__(self, attack: Attack | None = None, fraction: float = 1.0, pesq: float = 0.1, seed: int = 0) -> None:
+    def __init__(
+        self,
+        attack: Attack | None = None,
+        fraction: float = 1.0,
+        pesq: float = 0.1,
+        seed: int = 0,
+        nonfinite_succeeds: bool = False,
+    ) -> None:
         if not 0.0 < fraction <= 1.0 or not 0.0 <= pesq <= 1.0:
             raise ValueError(f"Expected fraction in (0, 1] and pesq in [0, 1], got {fraction} and {pesq}")
         self.attack = PGD() if attack is None else attack
-        self.fraction, self.pesq, self.seed = fraction, pesq, seed
+        self.fraction, self.pesq, self.seed, self.nonfinite_succeeds = fraction, pesq, seed, nonfinite_succeeds
         self.metrics: dict[str, Metric] = {
             "benign_accuracy": Fraction(),
             "adversarial_accuracy": Fraction(),
@@ -68,9 +79,9 @@ class RobustValidation(Callback):
         recognizer: Any = pl_module.recognizer
         recognizer.seed(key(self.seed, *names))
         generators = [torch.Generator().manual_seed(key(self.seed, "attack", name)) for name in names]
-        objective = Objective(float(recognizer.scorer.threshold))
+        objective = Objective(float(recognizer.scorer.threshold), nonfinite_succeeds=self.nonfinite_succeeds)
         result = self.attack(recognizer, waveforms, speakers, lengths, objective, generators)
-        benign = recognizer.decide(recognizer(waveforms, lengths)) == speakers
+        benign = ~objective.achieved(recognizer(waveforms, lengths), speakers)
         everyone = torch.ones_like(benign)
         self.metrics["benign_accuracy"].update(everyone, benign)
         self.metrics["adversarial_accuracy"].update(everyone, ~result.achieved)

@@ -51,7 +51,7 @@ QUERIES = 50
 """Of the black box that doubts attacks by gradients where the campaign brings none."""
 WIDE, WIDEST = 10.0, 0.02
 """The ball in which hardly anything stands, as a multiple of an attack's, and the least."""
-FORMAT = 4
+FORMAT = 5
 """Of the records; a folder of another one is another campaign."""
 ROUNDING = 2.0**-23
 """By how much float32 arithmetic on samples up to 1 may move the edge of a ball."""
@@ -99,6 +99,8 @@ class Campaign:
         perceptual: measure PESQ and STOI, about 0.1 s an utterance.
         identity: what else tells this campaign from another, e.g. the checkpoint's checksum.
         claims: verification, where labels are those of `Claim`.
+        nonfinite_succeeds: scores of NaN or infinity count as errors of the recognizer and as successes of the attack;
+            else they stop the campaign.
 
     Raises:
         CampaignError: as `check_settings`, or no utterance.
@@ -119,6 +121,7 @@ class Campaign:
         perceptual: bool = True,
         identity: dict[str, Any] | None = None,
         claims: bool = False,
+        nonfinite_succeeds: bool = False,
     ) -> None:
         check_settings(attacks, batch_size, draws)
         self.threshold = float(recognizer.scorer.threshold)
@@ -134,7 +137,8 @@ class Campaign:
         self.data, self.attacks, self.output = data, list(attacks), Path(output)
         self.goal, self.adaptive, self.batch_size, self.seed = goal, adaptive, batch_size, seed
         self.draws, self.perceptual = draws, perceptual
-        self.objective = (Claim if claims else Objective)(self.threshold, targeted=goal != "untargeted")
+        kind = Claim if claims else Objective
+        self.objective = kind(self.threshold, goal != "untargeted", nonfinite_succeeds=nonfinite_succeeds)
         self.verification = claims or (self.threshold > -math.inf and len(recognizer.scorer.speakers) == 1)
         self.batches = bounded(data.utterances, batch_size)
         count = min(PROBED, len(data))
@@ -167,6 +171,7 @@ class Campaign:
             "seed": self.seed,
             "draws": self.draws,
             "perceptual": self.perceptual,
+            "nonfinite_succeeds": self.objective.nonfinite_succeeds,
             "utterances": len(utterances),
             "excluded": self.excluded,
             "manifest": f"{key(*utterances):016x}",
@@ -346,6 +351,7 @@ class Campaign:
                 "correct_rate": measured["correct"][i],
                 "target": targets[i],
                 "margin": measured["margin"][i],
+                "finite": measured["finite"][i],
                 "gradient": gradients[i],
                 "noise": {epsilon: achieved[i] for epsilon, achieved in noise.items()},
             }
@@ -463,6 +469,7 @@ class Campaign:
                     "correct_rate": measured["correct"][i],
                     "achieved_rate": measured["achieved"][i],
                     "margin": measured["margin"][i],
+                    "finite": measured["finite"][i],
                     "further": further[i],
                     "queries": int(result.queries[i]),
                     **distortion(read[i], originals[i], attack.epsilon, name, self.perceptual),
@@ -480,26 +487,40 @@ class Campaign:
 
     def measure(
         self, waveforms: Tensor, batch: Batch, name: str, labels: Tensor
-    ) -> tuple[Tensor, dict[str, list[float | None]]]:
-        """Decisions of one fresh draw, (batch,); the margin, and rates of correct decisions and of success.
+    ) -> tuple[Tensor, dict[str, list[Any]]]:
+        """Decisions of one fresh draw, (batch,); the margin, rates of correct decisions and of success, and `finite`.
 
-        For a randomized recognizer these are means over further draws, for a deterministic one the rates are None.
+        For a randomized recognizer these are over further draws, for a deterministic one the rates are None.
+
+        Raises:
+            CampaignError: scores that are not finite, unless they count as errors.
         """
         self.restart(name, batch.names, "measure")
-        scores = self.recognizer(waveforms, batch.lengths)
-        if not bool(scores.isfinite().all()):
-            raise CampaignError(f"The recognizer gave scores that are not finite for {', '.join(batch.names)}")
+        scores, *further = [
+            self.recognizer(waveforms, batch.lengths) for _ in range(1 + self.draws * int(self.randomized))
+        ]
+        usable = torch.stack([drawn.isfinite().all(1) for drawn in (scores, *further)]).all(0).tolist()
+        if not (all(usable) or self.objective.nonfinite_succeeds):
+            broken = ", ".join(compress(batch.names, [not good for good in usable]))
+            raise CampaignError(
+                f"The recognizer gave scores that are not finite for {broken} (attack: {name}). Mend it, or count them "
+                "as its errors with --nonfinite_succeeds true"
+            )
         decisions = self.objective.decide(scores, labels)
         nothing: list[float | None] = [None] * len(batch.names)
-        if not self.randomized:
-            margins = self.objective.loss(scores, labels)
-            return decisions, {"correct": nothing, "achieved": nothing, "margin": finite(margins)}
-        further = [self.recognizer(waveforms, batch.lengths) for _ in range(self.draws)]
+        measured = {"correct": nothing, "achieved": nothing, "finite": usable}
+        if not further:
+            return decisions, {**measured, "margin": finite(self.objective.loss(scores, labels))}
         drawn = torch.stack([self.objective.decide(scores, labels) for scores in further])
         correct = (drawn == batch.speakers).double().mean(0)
         achieved = (drawn == labels).double().mean(0) if self.objective.targeted else 1.0 - correct
         margins = torch.stack([self.objective.loss(scores, labels) for scores in further]).mean(0)
-        return decisions, {"correct": correct.tolist(), "achieved": achieved.tolist(), "margin": finite(margins)}
+        return decisions, {
+            **measured,
+            "correct": correct.tolist(),
+            "achieved": achieved.tolist(),
+            "margin": finite(margins),
+        }
 
 
 def finite(values: Tensor) -> list[float | None]:

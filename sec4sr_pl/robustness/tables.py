@@ -226,7 +226,7 @@ def summarize(campaign: Campaign, target_prior: float = 0.01) -> Summary:
         worst,
         r1,
         campaign.goal,
-        [*notes(campaign), *([f"minDCF: a claim is true with probability {target_prior:g}."] * campaign.verification)],
+        [*notes(campaign, target_prior), *nonfinite(everything)],
         examine(campaign, benign, records, {record["name"]: record for record in campaign.records(PROBE)}),
         {name: errors(own, groups, campaign.verification, target_prior) for name, own in judged.items()},
         (min(seconds.values()), statistics.median(seconds.values()), max(seconds.values())),
@@ -270,7 +270,7 @@ def _directions(records: Sequence[Record], benign: dict[str, Record], groups: Gr
     return dict(zip(("accepted", "rejected", "confused"), directions(before, groups), strict=True))
 
 
-def notes(campaign: Campaign) -> list[str]:
+def notes(campaign: Campaign, target_prior: float) -> list[str]:
     """How to read the table."""
     found = []
     if campaign.excluded:
@@ -286,7 +286,16 @@ def notes(campaign: Campaign) -> list[str]:
         found.append("Targeted attacks do not aim at wrong decisions: read their success; accuracy and R1 flatter.")
     if campaign.perceptual is False:
         found.append("PESQ and STOI were not measured.")
+    if campaign.verification:
+        found.append(f"minDCF: a claim is true with probability {target_prior:g}.")
     return found
+
+
+def nonfinite(records: dict[str, list[Record]]) -> list[str]:
+    """How many scores were not finite, and what was made of them."""
+    counts = {name: sum(not record["finite"] for record in own) for name, own in records.items()}
+    found = [f"{count} ({name})" for name, count in counts.items() if count]
+    return [f"Scores that are not finite, counted as errors and as successes: {', '.join(found)}."] * bool(found)
 
 
 def write_summary(summary: Summary, output: str | Path) -> list[Path]:
