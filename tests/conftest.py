@@ -75,8 +75,8 @@ def device(request: pytest.FixtureRequest) -> torch.device:
 
 @pytest.fixture(autouse=True)
 def whole_probe(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Campaigns ask as much beside their attacks as they do elsewhere, in the modules that are about it."""
-    if getattr(request.module, "WHOLE_PROBE", False):
+    """Campaigns ask as much beside their attacks as users' do, in the tests that are about it."""
+    if request.node.get_closest_marker("whole_probe"):
         for name, value in PROBE.items():
             monkeypatch.setattr(campaign, name, value)
 

@@ -46,7 +46,6 @@ from sec4sr_pl.robustness.sentinel import CHECKS, Report, beats
 from sec4sr_pl.robustness.transfer import Transfer
 from sec4sr_pl.scoring import ClosedSet
 
-WHOLE_PROBE = True
 DOCS = Path(__file__).parent.parent / "docs" / "sentinel.md"
 
 
@@ -144,6 +143,7 @@ WEAK = PGD(0.0002, 0.00005, 10)
 """Leaves some standing."""
 
 
+@pytest.mark.whole_probe
 def test_a_healthy_campaign_raises_no_flag_and_leaves_nothing_unchecked(examine: Examine) -> None:
     sweep = [PGD(0.0002, 0.00005, 20), PGD(0.0008, 0.0002, 10)]
     energies = [L2PGD(0.01), SNRPGD(40.0)]  # neither a ball of full scale nor the noise in one
@@ -224,6 +224,7 @@ def test_unchanged(examine: Examine, recognizer: Recognizer) -> None:
     ]
 
 
+@pytest.mark.whole_probe
 def test_black_box(examine: Examine, recognizer: Recognizer) -> None:
     scorer = like(recognizer.scorer, Rounded)
     attacks = [FGSM(0.02), Square(0.02, steps=60)]
@@ -237,6 +238,7 @@ def test_black_box(examine: Examine, recognizer: Recognizer) -> None:
     assert "black-box" in examine([L2PGD(0.02), Square(0.02, steps=1)]).unchecked  # another norm
 
 
+@pytest.mark.whole_probe
 def test_adaptive(examine: Examine) -> None:
     found = examine([FGSM()], [Backwards()])
     (flag,) = [flag for flag in found.flags if flag.id == "adaptive"]
@@ -248,6 +250,7 @@ def test_adaptive(examine: Examine) -> None:
     assert "adaptive" in examine([Adaptive(FGSM(), ["identity"])], [Quantization(8)]).unchecked
 
 
+@pytest.mark.whole_probe
 def test_epsilon(examine: Examine) -> None:
     shrunk = examine([PGD(0.0008, 0.0002, 5), PGD(0.002, 0.000001, 5)])
     assert "epsilon" in ids(shrunk)
@@ -430,6 +433,7 @@ class Counted(Recognizer):
 
 
 @pytest.mark.slow
+@pytest.mark.whole_probe
 @pytest.mark.parametrize("attack", [PGD(steps=100), AutoAttack()], ids=lambda attack: attack.name)
 @pytest.mark.parametrize("defenses", [[], [AverageSmoothing(3)]], ids=["plain", "defended"])
 def test_on_two_hundred_utterances_the_checks_cost_at_most_a_tenth(

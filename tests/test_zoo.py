@@ -16,7 +16,6 @@ from sec4sr_pl.recognizer import Recognizer
 from sec4sr_pl.robustness import Campaign, summarize
 from sec4sr_pl.scoring import ClosedSet
 
-WHOLE_PROBE = True
 QUICK = {
     *(("sparse", "defense"), ("coarse ripple", "scorer"), ("noise, declared without a gradient", "defense")),
     *(("reversed, declared without a gradient", "defense"),),
@@ -40,6 +39,7 @@ def flags(system: Recognizer, data: Utterances, attacks: Sequence[Attack], folde
     return {flag.id for flag in summarize(campaign).sentinel.flags}
 
 
+@pytest.mark.whole_probe
 @pytest.mark.parametrize(
     ("name", "place"),
     [pytest.param(*case, marks=[pytest.mark.slow] * (case not in QUICK)) for case in EVERY],
@@ -52,6 +52,7 @@ def test_a_system_that_masks_gradients_is_flagged_under_pgd_alone(
     assert ("randomness" in found) is ("noise" in name or name == "turned")
 
 
+@pytest.mark.whole_probe
 @pytest.mark.parametrize("name", ["reversed", "flipped", "coarse ripple"])
 def test_finite_differences_tell_a_gradient_in_the_scorer_that_is_not_its_own(
     name: str, recognizer: Recognizer, data: Utterances, tmp_path: Path
@@ -61,6 +62,7 @@ def test_finite_differences_tell_a_gradient_in_the_scorer_that_is_not_its_own(
 
 
 @pytest.mark.slow
+@pytest.mark.whole_probe
 @pytest.mark.parametrize(("name", "place"), EVERY)
 def test_a_system_that_masks_gradients_is_flagged_under_autoattack_alone(
     name: str, place: str, recognizer: Recognizer, data: Utterances, tmp_path: Path
@@ -69,6 +71,7 @@ def test_a_system_that_masks_gradients_is_flagged_under_autoattack_alone(
     assert found - {"no-eot", "no-gradient", "noise"}
 
 
+@pytest.mark.whole_probe
 @pytest.mark.parametrize("attack", [PGD(), AutoAttack(steps=3, queries=10)], ids=lambda attack: attack.name)
 def test_the_recognizer_itself_is_not(attack: Attack, recognizer: Recognizer, data: Utterances, tmp_path: Path) -> None:
     assert flags(recognizer, data, [attack], tmp_path) <= {"unfinished"}  # three steps are few
