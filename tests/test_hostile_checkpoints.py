@@ -4,8 +4,6 @@ import io
 import json
 import os
 import pickle
-import subprocess
-import sys
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -13,6 +11,7 @@ from typing import Any
 
 import pytest
 import torch
+from forked import Forked
 
 from sec4sr_pl.checkpoint import CheckpointError, WholeCheckpoints, load_recognizer
 from sec4sr_pl.imports import LISTED
@@ -230,16 +229,13 @@ def said(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[str, int]]
     folder = tmp_path_factory.mktemp("hostile")
     for case in CASES:
         case(folder / case.__name__)
-    paths = [str(folder / case.__name__) for case in CASES]
-    process = subprocess.run(
-        [sys.executable, "-W", "ignore", "-c", CHILD, str(SHIPPED), *paths],
-        capture_output=True,
-        text=True,
-        timeout=300,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-    )
-    assert process.returncode == 0, process.stderr
-    found: dict[str, tuple[str, int]] = json.loads(process.stdout)
+    script = folder / "script.py"
+    script.write_text(CHILD)
+    arguments = [str(script), str(SHIPPED), *(str(folder / case.__name__) for case in CASES)]
+    process = Forked(arguments, folder, {**os.environ, "OMP_NUM_THREADS": "1"})
+    shown, told = process.communicate(timeout=300)
+    assert process.returncode == 0, told
+    found: dict[str, tuple[str, int]] = json.loads(shown)
     return found
 
 

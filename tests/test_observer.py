@@ -1,10 +1,11 @@
 """A command of several processes, one of which ended as it was told to, ends alike."""
 
+import os
 import signal
-import subprocess
-import sys
+from pathlib import Path
 
 import pytest
+from forked import Forked
 
 SCRIPT = """
 import os, subprocess, sys, time
@@ -37,7 +38,8 @@ time.sleep(2 if {heard} else 60)
     ],
 )
 def test_a_process_that_waits_for_one_that_was_stopped_ends_with_its_status(
-    code: int, heard: bool, status: int
+    code: int, heard: bool, status: int, tmp_path: Path
 ) -> None:
-    made = subprocess.run([sys.executable, "-c", SCRIPT.format(code=code, heard=heard)], timeout=120, check=False)
-    assert made.returncode == status
+    (tmp_path / "script.py").write_text(SCRIPT.format(code=code, heard=heard))
+    process = Forked([str(tmp_path / "script.py")], tmp_path, os.environ)
+    assert process.wait(120) == status

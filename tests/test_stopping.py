@@ -15,6 +15,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from forked import Forked
 from test_resume import REPOSITORY, TIMEOUT, Die, final, fit, forked, train_on
 from test_resume import config as config  # fixtures
 from test_resume import somewhere_else as somewhere_else
@@ -203,7 +204,7 @@ def children(process: int) -> list[int]:
 
 
 def once_it_works(
-    process: "subprocess.Popen[str]", folder: Path, act: Callable[[], object], first: str = "last.ckpt"
+    process: "subprocess.Popen[str] | Forked", folder: Path, act: Callable[[], object], first: str = "last.ckpt"
 ) -> str:
     """The output of processes to which something happened after their first file."""
     try:
@@ -339,9 +340,10 @@ def test_a_campaign_that_is_told_to_stop_ends_all_its_processes_and_says_how_to_
     data = ["--data=SpeakerData", f"--data.root={config.parent}", "--data.test_split=train", "--batch_size=2"]
     flags = [f"--checkpoint={tmp_path / 'small.ckpt'}", f"--attacks={CAMPAIGN}", f"--output={tmp_path / 'out'}"]
     shared = [f"--devices={devices}", "--accelerator=cpu"]
-    process = started(str(REPOSITORY / "evaluate.py"), *flags, *data, *shared)
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    process = Forked(["evaluate.py", *flags, *data, *shared], REPOSITORY, environment, stderr=subprocess.STDOUT)
     done = tmp_path / "out"
-    shown = once_it_works(process, done, lambda: process.send_signal(sent), "**/*.wav")
+    shown = once_it_works(process, done, lambda: os.kill(process.pid, sent), "**/*.wav")
     assert process.returncode == status, shown[-3_000:]
     assert "Traceback" not in shown
     assert shown.count("evaluate.py: interrupted; the same command goes on with what is there") == 1
