@@ -301,8 +301,8 @@ def test_silence_and_full_scale_stay_what_they_are(row: Row, level: float) -> No
         assert output.abs().max() <= 1.0 and output.abs().max() > 0.3
 
 
-@pytest.mark.parametrize("sick", [0, 3])
-@pytest.mark.parametrize("value", [torch.nan, torch.inf])
+@pytest.mark.parametrize("sick", [pytest.param(0, marks=pytest.mark.slow), 3])
+@pytest.mark.parametrize("value", [torch.nan, pytest.param(torch.inf, marks=pytest.mark.slow)])
 def test_what_is_no_number_stays_in_its_row(row: Row, signal: tuple[Tensor, Tensor], sick: int, value: float) -> None:
     defense = row.make()
     clean, lengths = seeded(defense, *signal)

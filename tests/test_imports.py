@@ -248,8 +248,15 @@ def test_augmentations_of_a_library_that_are_listed_keep_the_length_of_a_crop(au
 # Checkpoints
 
 
-@pytest.mark.parametrize("subcommand", ["fit", "validate"])
-@pytest.mark.parametrize("named", ["a.ckpt", "last"])
+@pytest.mark.parametrize(
+    ("subcommand", "named"),
+    [
+        ("fit", "last"),
+        ("validate", "a.ckpt"),
+        pytest.param("fit", "a.ckpt", marks=pytest.mark.slow),
+        pytest.param("validate", "last", marks=pytest.mark.slow),
+    ],
+)
 @pytest.mark.parametrize(
     "hyper_parameters",
     [

@@ -76,7 +76,7 @@ DEFENSES = "--model.recognizer.init_args.defenses=[{class_path: FeCo, init_args:
             "--model.objective.attack.steps=2", "model.objective.attack.steps: 1 then, 2 now", marks=pytest.mark.slow
         ),
         pytest.param("--model.seed=1", "model.seed: 0 then, 1 now", marks=pytest.mark.slow),
-        ("--data.seed=1", "data.seed: 0 then, 1 now"),
+        pytest.param("--data.seed=1", "data.seed: 0 then, 1 now", marks=pytest.mark.slow),
         pytest.param("--data.crop_seconds=0.3", "data.crop_seconds: 0.4 then, 0.3 now", marks=pytest.mark.slow),
         pytest.param(
             "--data.development_fraction=0.2", "data.development_fraction: 0.1 then, 0.2 now", marks=pytest.mark.slow
@@ -103,7 +103,7 @@ def test_another_training_is_refused_and_the_difference_said(flag: str, said: st
     ],
     ids=["renamed", "added", "gone"],
 )
-@pytest.mark.parametrize("command", ["fit", "validate"])
+@pytest.mark.parametrize("command", ["fit", pytest.param("validate", marks=pytest.mark.slow)])
 def test_other_speakers_are_refused_and_named(
     command: str,
     change: Any,
