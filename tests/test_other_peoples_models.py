@@ -1,19 +1,29 @@
-"""Score functions with the faults that other people's models have: each is told in one line."""
+"""Models and score functions with the faults that other people's have: each is told in one line."""
 
 import math
+import runpy
+import sys
+import warnings
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
-from test_campaign import fit, load, write_voices
+from pytorch_lightning import Trainer
+from test_campaign import SPEAKERS, fit, load, write_voices
 from torch import Tensor, nn
 
-from sec4sr_pl.attacks import FGSM, PGD, Attack, Claim, Objective, Square, UniformNoise
+from sec4sr_pl.attacks import CW2, FGSM, PGD, Attack, Claim, Objective, Square, UniformNoise
+from sec4sr_pl.attacks.universal import learn
+from sec4sr_pl.checkpoint import CheckpointError, rebuild, save_recognizer
+from sec4sr_pl.data import SpeakerData
 from sec4sr_pl.data.base import Utterances
+from sec4sr_pl.features import FrontEnd
 from sec4sr_pl.recognizer import Recognizer
 from sec4sr_pl.robustness import Campaign, summarize
-from sec4sr_pl.scoring import ClosedSet
+from sec4sr_pl.scoring import ClosedSet, Cosine, Scorer
+from sec4sr_pl.training import SpeakerModule
 from sec4sr_pl.types import REJECT
 
 WEIGHT = torch.randn(4, 100, generator=torch.Generator().manual_seed(0))
@@ -197,3 +207,144 @@ def test_by_option_scores_that_are_not_finite_are_what_the_attack_wants(
         assert -math.inf < judge.loss(spoiled, wanted)[row] < -1e5
         assert torch.equal(judge.loss(spoiled, wanted)[others], plain.loss(scores, wanted)[others])
         assert torch.equal(judge.decide(spoiled, wanted)[others], plain.decide(scores, wanted)[others])
+
+
+class Theirs(nn.Module):
+    """A backbone of samples, as somebody else writes it; each fault is a subclass."""
+
+    embedding_size, minimum_frames, masked = 4, 9, False
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.convolution = nn.Conv1d(1, 4, 9)
+
+    def forward(self, samples: Tensor) -> Tensor:
+        return self.convolution(samples.unsqueeze(1)).square().mean(-1)
+
+
+class WithoutDimension(Theirs):
+    def forward(self, samples: Tensor) -> Tensor:
+        return super().forward(samples)[:, 0]
+
+
+class Squeezing(Theirs):
+    def forward(self, samples: Tensor) -> Tensor:
+        return super().forward(samples).squeeze()
+
+
+class WantsChannels(Theirs):
+    def forward(self, samples: Tensor) -> Tensor:
+        return self.convolution(samples.flatten()[None, None].expand(1, 2, -1)).mean(-1)
+
+
+class WithHidden(Theirs):
+    def forward(self, samples: Tensor) -> tuple[Tensor, None]:  # type: ignore[override]
+        return super().forward(samples), None
+
+
+class OtherSize(Theirs):
+    embedding_size = 8
+
+
+class Strict(Theirs):
+    masked = True
+
+
+class Broken(Theirs):
+    def forward(self, samples: Tensor) -> Tensor:
+        raise KeyError("state")
+
+
+class WithoutGradient(Theirs):
+    @torch.no_grad()
+    def forward(self, samples: Tensor) -> Tensor:
+        return super().forward(samples)
+
+
+class Writing(Theirs):
+    masked = True
+
+    def forward(self, samples: Tensor, lengths: Tensor | None = None) -> Tensor:
+        samples -= 0.1
+        return super().forward(samples)
+
+
+class Padding(Theirs):
+    masked = True
+
+    def forward(self, samples: Tensor, lengths: Tensor | None = None) -> Tensor:
+        return super().forward(samples)
+
+
+class Mates(Padding):
+    def forward(self, samples: Tensor, lengths: Tensor | None = None) -> Tensor:
+        embeddings = super().forward(samples)
+        return embeddings - embeddings.mean(0)
+
+
+class Forgetful(Theirs):
+    def __init__(self, size: int = 3) -> None:
+        super().__init__()
+
+
+class Silent(nn.Module):
+    """Says nothing of itself."""
+
+
+def their(backbone: nn.Module, scorer: Scorer | None = None) -> Recognizer:
+    return Recognizer(FrontEnd({}), backbone, Cosine() if scorer is None else scorer).eval()
+
+
+@pytest.mark.parametrize("rows", [1, 3])
+@pytest.mark.parametrize(
+    ("backbone", "told"),
+    [
+        (WithoutDimension, r"Expected \({0}, 4\) embeddings of {0} .* from WithoutDimension, got \({0},\): mend"),
+        (WithHidden, r"Expected \({0}, 4\) embeddings of {0} .* from WithHidden, got tuple"),
+        (OtherSize, r"Expected \({0}, 8\) embeddings of {0} .* from OtherSize, got \({0}, 4\)"),
+        (WantsChannels, r"a backbone that takes frames of \({0}, 100\), WantsChannels failed: RuntimeError: Given gr"),
+        (Strict, r"takes frames of \({0}, 100\), and their lengths, Strict failed: TypeError: .* positional argument"),
+        (Broken, r"takes frames of \({0}, 100\), Broken failed: KeyError: 'state'"),
+    ],
+)
+@pytest.mark.parametrize("padded", [False, True])
+def test_a_recognizer_tells_what_is_wrong_with_their_backbone(
+    backbone: type[nn.Module], told: str, rows: int, padded: bool
+) -> None:
+    waveforms, _ = speech(rows)
+    lengths = torch.full((rows,), 100) if padded else None
+    with pytest.raises(ValueError, match=told.format(rows)) as error:
+        their(backbone()).embed(waveforms, lengths)
+    assert "\n" not in str(error.value)
+
+
+def test_a_backbone_that_squeezes_fails_on_one_utterance_with_its_name() -> None:
+    with pytest.raises(ValueError, match=r"\(1, 4\) embeddings of 1 .*, whatever their number, from Squeezing, got"):
+        their(Squeezing()).embed(speech(1)[0])
+
+
+def test_a_backbone_that_says_nothing_of_itself_is_refused() -> None:
+    with pytest.raises(ValueError, match="Silent has no attribute minimum_frames and no masked"):
+        their(Silent())
+
+
+class OneColumn(ClosedSet):
+    def forward(self, embeddings: Tensor) -> Tensor:
+        return super().forward(embeddings)[:, 0]
+
+
+class AColumnMore(ClosedSet):
+    def forward(self, embeddings: Tensor) -> Tensor:
+        return super().forward(embeddings)[:, [0, 1, 2, 0]]
+
+
+@pytest.mark.parametrize(("scorer", "came"), [(OneColumn, r"\(2,\)"), (AColumnMore, r"\(2, 4\)")])
+def test_a_recognizer_tells_what_is_wrong_with_their_scorer(scorer: type[ClosedSet], came: str) -> None:
+    with pytest.raises(ValueError, match=rf"Expected \(2, 3\) scores of 2 .* from {scorer.__name__}, got {came}"):
+        their(Theirs(), scorer(4, 3))(speech(2)[0])
+
+
+def test_a_backbone_that_is_not_masked_needs_no_lengths() -> None:
+    waveforms, _ = speech()
+    recognizer = their(Theirs(), ClosedSet(4, 3))
+    assert torch.equal(recognizer(waveforms), recognizer(waveforms, torch.full((3,), 100)))
