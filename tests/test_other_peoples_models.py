@@ -348,3 +348,37 @@ def test_a_backbone_that_is_not_masked_needs_no_lengths() -> None:
     waveforms, _ = speech()
     recognizer = their(Theirs(), ClosedSet(4, 3))
     assert torch.equal(recognizer(waveforms), recognizer(waveforms, torch.full((3,), 100)))
+
+
+def test_scores_of_another_precision_or_device_are_taken_and_decisions_refused() -> None:
+    waveforms, labels = speech()
+    exact = FGSM()(linear, waveforms, labels).waveforms
+    for kind in (torch.float64, torch.float16):
+        result = FGSM()(lambda w, n, kind=kind: linear(w, n).to(kind), waveforms, labels)
+        assert result.waveforms.dtype == torch.float32
+        assert (result.waveforms - exact).ne(0).float().mean() < 0.05
+    with pytest.raises(ValueError, match=r"Expected floating-point scores, got torch.int64"):
+        Square(steps=2)(lambda w, n: linear(w, n).long(), waveforms, labels)
+
+
+def test_whatever_a_score_function_raises_is_told() -> None:
+    waveforms, labels = speech()
+    with pytest.raises(ValueError, match=r"called as score\(waveforms, lengths\); it failed: KeyError: 1"):
+        PGD(steps=2)(lambda w, n: {}[1], waveforms, labels)
+
+
+@pytest.mark.parametrize("attack", [FGSM(), Square(steps=3), CW2(steps=2, search_steps=1)], ids=lambda a: a.name)
+def test_a_model_that_writes_into_its_input_is_attacked_as_one_that_does_not(attack: Attack) -> None:
+    def writing(waveforms: Tensor, lengths: Tensor) -> Tensor:
+        waveforms -= 0.1
+        return linear(waveforms, lengths)
+
+    waveforms, labels = speech()
+    before = waveforms.clone()
+    results = [
+        attack(score, waveforms, labels, generator=torch.Generator().manual_seed(0)).waveforms
+        for score in (writing, lambda w, n: linear(w - 0.1, n))
+    ]
+    assert torch.equal(*results) and torch.equal(waveforms, before)
+    their(Writing()).embed(waveforms)
+    assert torch.equal(waveforms, before)
