@@ -382,3 +382,11 @@ def test_a_model_that_writes_into_its_input_is_attacked_as_one_that_does_not(att
     assert torch.equal(*results) and torch.equal(waveforms, before)
     their(Writing()).embed(waveforms)
     assert torch.equal(waveforms, before)
+
+
+@pytest.mark.parametrize("spoiled", [torch.nan, torch.inf])
+def test_nothing_is_learned_from_gradients_that_are_no_numbers(spoiled: float) -> None:
+    waveforms, labels = speech()
+    batches = [(waveforms, labels, torch.full((3,), 100))]
+    with pytest.raises(ValueError, match=r"Expected finite gradients, got others in rows \[0, 1, 2\]"):
+        learn(PGD(), lambda w, n: linear(w, n) * spoiled, batches, 50)
