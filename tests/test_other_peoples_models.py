@@ -151,7 +151,7 @@ def deaf_to_attacks(voices: Utterances) -> Recognizer:
 def test_a_campaign_stops_at_a_recognizer_that_answers_attacks_with_nan(
     deaf_to_attacks: Recognizer, voices: Utterances, tmp_path: Path
 ) -> None:
-    with pytest.raises(ValueError, match=r"Expected finite scores, got others in rows|not finite for"):
+    with pytest.raises(ValueError, match=r"not finite for .*-0, .* \(attack: .*\)\. Mend it, or count them as"):
         Campaign(deaf_to_attacks, voices, [PGD(steps=1)], tmp_path / "out", perceptual=False).run()
 
 
@@ -390,3 +390,28 @@ def test_nothing_is_learned_from_gradients_that_are_no_numbers(spoiled: float) -
     batches = [(waveforms, labels, torch.full((3,), 100))]
     with pytest.raises(ValueError, match=r"Expected finite gradients, got others in rows \[0, 1, 2\]"):
         learn(PGD(), lambda w, n: linear(w, n) * spoiled, batches, 50)
+
+
+@pytest.mark.parametrize("backbone", [Padding, Mates])
+def test_a_campaign_warns_of_scores_that_depend_on_what_else_is_in_the_batch(
+    backbone: type[Theirs], voices: Utterances, tmp_path: Path
+) -> None:
+    recognizer = their(backbone(), ClosedSet(4, SPEAKERS))
+    torch.nn.init.zeros_(recognizer.scorer.head.bias)
+    with pytest.warns(UserWarning, match=r"The scores of '\w+-\d' change by .* with other utterances in the batch"):
+        Campaign(recognizer, voices, [], tmp_path)
+
+
+def test_a_campaign_does_not_where_they_do_not(voices: Utterances, tmp_path: Path) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        Campaign(their(Theirs(), ClosedSet(4, SPEAKERS)), voices, [], tmp_path)
+        Campaign(fit(voices), voices, [], tmp_path)
+        Campaign(their(Mates(), ClosedSet(4, SPEAKERS)), voices, [], tmp_path, batch_size=1)
+
+
+def test_scores_that_are_never_numbers_are_not_taken_for_random_ones(voices: Utterances, tmp_path: Path) -> None:
+    recognizer = their(Theirs(), ClosedSet(4, SPEAKERS))
+    with torch.no_grad():
+        recognizer.scorer.head.bias.fill_(torch.nan)
+    assert not Campaign(recognizer, voices, [], tmp_path, nonfinite_succeeds=True).randomized
