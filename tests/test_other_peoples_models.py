@@ -415,3 +415,42 @@ def test_scores_that_are_never_numbers_are_not_taken_for_random_ones(voices: Utt
     with torch.no_grad():
         recognizer.scorer.head.bias.fill_(torch.nan)
     assert not Campaign(recognizer, voices, [], tmp_path, nonfinite_succeeds=True).randomized
+
+
+def test_a_file_is_not_written_that_no_other_program_could_read(tmp_path: Path) -> None:
+    class Local(Theirs):
+        pass
+
+    for module in (__name__, "__main__"):
+        Local.__module__ = module
+        with pytest.raises(ValueError, match=r"Local, which no other program can import: put it into a module"):
+            save_recognizer(their(Local()), tmp_path / "theirs.ckpt")
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("code", "told"),
+    [
+        (None, "ModuleNotFoundError: No module named 'their_module'"),
+        ("class Other: pass", "AttributeError: module 'their_module' has no attribute 'Theirs'"),
+        ("import a_package_of_theirs", "ModuleNotFoundError: No module named 'a_package_of_theirs'"),
+        ("class Theirs(:", "SyntaxError: invalid syntax"),
+        ("open('/nowhere/at/all')", "FileNotFoundError: .*/nowhere/at/all"),
+    ],
+    ids=["not there", "another class", "its imports", "its syntax", "what it does"],
+)
+def test_a_class_that_cannot_be_imported_is_told_with_the_reason(
+    code: str | None, told: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "their_module", raising=False)
+    if code is not None:
+        (tmp_path / "their_module.py").write_text(code)
+    with pytest.raises(CheckpointError, match=rf"their_module.Theirs, which can't be imported \({told}.*PYTHONPATH"):
+        rebuild({"class_path": "their_module.Theirs", "init_args": {}}, ["their_module"])
+    sys.modules.pop("their_module", None)
+
+
+def test_nobody_is_advised_to_trust_the_script_that_runs() -> None:
+    with pytest.raises(CheckpointError, match=r"put it into a module of its own, and name it anew$"):
+        rebuild({"class_path": "__main__.Theirs", "init_args": {}})
