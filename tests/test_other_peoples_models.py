@@ -454,3 +454,31 @@ def test_a_class_that_cannot_be_imported_is_told_with_the_reason(
 def test_nobody_is_advised_to_trust_the_script_that_runs() -> None:
     with pytest.raises(CheckpointError, match=r"put it into a module of its own, and name it anew$"):
         rebuild({"class_path": "__main__.Theirs", "init_args": {}})
+
+
+def trained(backbone: nn.Module, root: Path) -> Trainer:
+    trainer = Trainer(
+        accelerator="cpu",
+        max_steps=1,
+        limit_val_batches=0,
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+    )
+    data = SpeakerData(root, "test", "test", crop_seconds=0.2, batch_size=2, num_workers=0)
+    trainer.fit(SpeakerModule(their(backbone, ClosedSet(4, SPEAKERS))), data)
+    return trainer
+
+
+def test_training_warns_of_a_backbone_without_a_gradient(tmp_path: Path) -> None:
+    with pytest.warns(UserWarning, match="The loss has no gradient for the weights of WithoutGradient"):
+        trained(WithoutGradient(), write_voices(tmp_path, utterances=2))
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", "The loss has no gradient")
+        trained(Theirs(), tmp_path)
+
+
+def test_training_refuses_before_its_first_step_what_no_checkpoint_could_describe(tmp_path: Path) -> None:
+    with pytest.raises(TypeError, match=r"Forgetful must keep its constructor's arguments as attributes, \['size'\]"):
+        trained(Forgetful(), write_voices(tmp_path, utterances=2))
