@@ -482,3 +482,20 @@ def test_training_warns_of_a_backbone_without_a_gradient(tmp_path: Path) -> None
 def test_training_refuses_before_its_first_step_what_no_checkpoint_could_describe(tmp_path: Path) -> None:
     with pytest.raises(TypeError, match=r"Forgetful must keep its constructor's arguments as attributes, \['size'\]"):
         trained(Forgetful(), write_voices(tmp_path, utterances=2))
+
+
+@pytest.mark.parametrize(
+    ("module", "does"),
+    [("sec4sr_pl.evaluation", "sec4sr_pl.command.command"), ("sec4sr_pl.cli", "sec4sr_pl.imports.guarded")],
+)
+def test_who_installed_the_package_alone_has_both_commands_as_modules(
+    module: str, does: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def called(*_: Any) -> None:
+        raise InterruptedError
+
+    monkeypatch.setattr(does, called)
+    monkeypatch.setenv("SEC4SR_TRACEBACK", "1")
+    monkeypatch.delitem(sys.modules, module, raising=False)  # else runpy warns
+    with pytest.raises(InterruptedError):
+        runpy.run_module(module, run_name="__main__")
