@@ -59,6 +59,16 @@ def describe(value: Any) -> Any:
     }
 
 
+def class_paths(description: Any) -> Iterator[str]:
+    """All that a description of `describe` names."""
+    if isinstance(description, Mapping):
+        if "class_path" in description:
+            yield str(description["class_path"])
+        description = list(description.values())
+    for part in description if isinstance(description, list) else []:
+        yield from class_paths(part)
+
+
 def rebuild(description: Any, trusted: Sequence[str] = ()) -> Any:
     """The inverse of `describe`.
 
@@ -104,8 +114,11 @@ def _rebuild(description: Any, trusted: Sequence[str]) -> Any:
         raise CheckpointError(f"The checkpoint wants the class {path}, but {error}") from error
     try:
         cls = getattr(import_module(module), name)
-    except (ImportError, AttributeError, ValueError) as error:
-        raise CheckpointError(f"The checkpoint wants the class {path}, which is not installed here") from error
+    except Exception as error:  # importing a module of somebody's runs it
+        raise CheckpointError(
+            f"The checkpoint wants the class {path}, which can't be imported ({type(error).__name__}: {error}): "
+            "install its package, or name the folder that holds its module in PYTHONPATH"
+        ) from error
     if not (isinstance(cls, type) and issubclass(cls, nn.Module)):
         raise CheckpointError(f"The checkpoint wants {path}, which is no module")
     if cls.__module__.partition(".")[0] not in ("sec4sr_pl", *trusted_packages(trusted)):  # imported from another's
@@ -162,9 +175,20 @@ def write_whole(path: str | Path, content: Any) -> None:
 
 
 def save_recognizer(recognizer: Recognizer, path: str | Path) -> None:
-    """Write a recognizer, whole or not at all; errors are those of `write_whole`."""
+    """Write a recognizer, whole or not at all; errors are those of `describe` and `write_whole`.
+
+    Raises:
+        ValueError: also for a class that no other program finds.
+    """
+    description = describe(recognizer)
+    for name in class_paths(description):
+        if name.startswith("__main__.") or "<locals>" in name:
+            raise ValueError(
+                f"The checkpoint would name the class {name}, which no other program can import: put it into a module "
+                "of its own, e.g. theirs.py, and import it from there"
+            )
     weights = {name: tensor.detach().cpu() for name, tensor in recognizer.state_dict().items()}
-    write_whole(path, {"recognizer": describe(recognizer), "state_dict": weights})
+    write_whole(path, {"recognizer": description, "state_dict": weights})
 
 
 class WholeCheckpoints(TorchCheckpointIO):

@@ -231,3 +231,7 @@ def train(args: list[str] | None = None) -> SpeakerCLI:
             if isinstance(stop.__context__, KeyboardInterrupt):
                 raise stop.__context__ from None
             raise
+
+
+if __name__ == "__main__":
+    train()

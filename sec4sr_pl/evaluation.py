@@ -329,3 +329,7 @@ def main(args: list[str] | None = None) -> Summary | None:
         args,
         "configs/evaluate",
     )
+
+
+if __name__ == "__main__":
+    main()

@@ -61,6 +61,8 @@ class UntrustedError(ValueError):
         package = path.partition(".")[0]
         whole = package in ALL_OR_SOME or package in sys.stdlib_module_names
         advice = "" if whole else f": add --trusted {package} if you trust that package"
+        if package == "__main__":
+            advice = ": it was defined in the script that named it; put it into a module of its own, and name it anew"
         super().__init__(f"{path} is not among what may be imported{advice}")
 
 

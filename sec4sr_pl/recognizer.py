@@ -2,6 +2,7 @@
 
 import copy
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -32,18 +33,35 @@ def fit(what: str, giver: nn.Module, given: str, taker: nn.Module, taken: str) -
         )
 
 
+def refuse_other_shape(what: str, given: Any, count: int, size: int | str, giver: nn.Module) -> None:
+    """Refuse what is not (count, size), where a number is told for the size.
+
+    Raises:
+        ValueError: it is something else.
+    """
+    tensor = isinstance(given, Tensor)
+    if not tensor or given.dim() != 2 or len(given) != count or (isinstance(size, int) and given.shape[1] != size):
+        came = tuple(given.shape) if tensor else type(given).__name__
+        raise ValueError(
+            f"Expected ({count}, {size}) {what} of {count} utterances, whatever their number, from "
+            f"{type(giver).__name__}, got {came}: mend its forward"
+        )
+
+
 class Recognizer(nn.Module):
     """A speaker recognizer: waveform -> front end -> backbone -> scores, with defenses where they say they act.
 
     Args:
         features: front end with named stages.
-        backbone: frames, lengths -> (batch, embedding); it says whether it is `masked` and its `minimum_frames`.
+        backbone: frames, lengths -> (batch, embedding); it says whether it is `masked` and its `minimum_frames`. One
+            that is not is given frames alone.
         scorer: embeddings -> (batch, speakers).
         defenses: applied in order, each after the stage that it names.
 
     Raises:
-        ValueError: frames or embeddings of another size than the next part takes, a defense that names a stage the
-            front end does not have, or a stage that may leave fewer frames than what follows needs.
+        ValueError: a backbone that does not say so, frames or embeddings of another size than the next part takes, a
+            defense that names a stage the front end does not have, or a stage that may leave fewer frames than what
+            follows needs.
 
     Attributes:
         minimum_samples: samples of the shortest utterance that the chain can score.
@@ -53,6 +71,11 @@ class Recognizer(nn.Module):
         self, features: FrontEnd, backbone: nn.Module, scorer: Scorer, defenses: Sequence[Defense] = ()
     ) -> None:
         super().__init__()
+        if unsaid := [name for name in ("minimum_frames", "masked") if not hasattr(backbone, name)]:
+            raise ValueError(
+                "Expected a backbone that says its minimum_frames, of the shortest utterance, and whether it is "
+                f"masked, {type(backbone).__name__} has no attribute {' and no '.join(unsaid)}"
+            )
         fit("frames", features, "frame_size", backbone, "inputs")
         fit("embeddings", backbone, "embedding_size", scorer, "embedding_size")
         stages = ["waveform", *features.stages]
@@ -126,26 +149,52 @@ class Recognizer(nn.Module):
         """Embeddings, (batch, embedding), of (batch, time) waveforms with (batch,) valid samples.
 
         Without `lengths` every sample is valid, and no time is spent on masks unless a stage selects frames.
+
+        Raises:
+            ValueError: as `check`, or a backbone that fails or gives something else.
         """
         self.check(waveforms, lengths)
-        signal, valid = waveforms, full_lengths(waveforms) if lengths is None else lengths
+        signal, valid = waveforms.clone(), full_lengths(waveforms) if lengths is None else lengths  # a part may write
         for module in self.chain():
             signal, valid = module(signal, valid)
         if lengths is None and not any(getattr(module, "selects", False) for module in self.chain()):
-            return self.backbone(signal, None)  # type: ignore[no-any-return]
+            return self._embed(signal)
         if self.backbone.masked:
-            return self.backbone(signal, valid)  # type: ignore[no-any-return]
+            return self._embed(signal, valid)
         return self._embed_by_length(signal, valid)
+
+    def _embed(self, frames: Tensor, lengths: Tensor | None = None) -> Tensor:
+        """What the backbone makes of frames, (batch, embedding)."""
+        backbone = self.backbone
+        try:
+            embeddings = backbone(frames, lengths) if backbone.masked else backbone(frames)
+        except Exception as error:  # somebody else's may raise anything
+            if type(backbone).__module__.startswith("sec4sr_pl.") or isinstance(error, torch.OutOfMemoryError):
+                raise
+            given = f"frames of {tuple(frames.shape)}" + ", and their lengths" * bool(backbone.masked)
+            raise ValueError(
+                f"Expected a backbone that takes {given}, {type(backbone).__name__} failed: {type(error).__name__}: "
+                f"{str(error).partition(chr(10))[0]}"
+            ) from error
+        size = getattr(backbone, "embedding_size", None)
+        refuse_other_shape("embeddings", embeddings, len(frames), size or "embedding_size", backbone)
+        return embeddings.to(frames.device)  # type: ignore[no-any-return]
 
     def _embed_by_length(self, frames: Tensor, lengths: Tensor) -> Tensor:
         """Embeddings by a backbone that can't mask: once for each distinct length, slower but never different."""
         parts = [(lengths == length).nonzero().squeeze(1) for length in torch.unique(lengths)]
-        embeddings = torch.cat([self.backbone(frames[rows, : int(lengths[rows[0]])]) for rows in parts])
+        embeddings = torch.cat([self._embed(frames[rows, : int(lengths[rows[0]])]) for rows in parts])
         return embeddings[torch.cat(parts).argsort()]
 
     def forward(self, waveforms: Tensor, lengths: Tensor | None = None) -> Tensor:
-        """Scores, (batch, speakers)."""
-        return self.scorer(self.embed(waveforms, lengths))  # type: ignore[no-any-return]
+        """Scores, (batch, speakers).
+
+        Raises:
+            ValueError: as `embed`, or a scorer that gives something else.
+        """
+        scores = self.scorer(self.embed(waveforms, lengths))
+        refuse_other_shape("scores", scores, len(waveforms), len(self.scorer.speakers), self.scorer)
+        return scores  # type: ignore[no-any-return]
 
     def decide(self, scores: Tensor) -> Tensor:
         """The best speaker of (batch, speakers) scores if its score is above the threshold, else `REJECT`."""

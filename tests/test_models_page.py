@@ -13,9 +13,11 @@ import soundfile
 import torch
 from torch import Tensor
 
-from sec4sr_pl import backbones, enrollment, evaluation, normalization, scoring
+from sec4sr_pl import backbones, checkpoint, cli, enrollment, evaluation, normalization, scoring
 from sec4sr_pl.attacks import PGD, AttackResult, Objective
 from sec4sr_pl.checkpoint import load_recognizer, save_recognizer
+from sec4sr_pl.data import check
+from sec4sr_pl.robustness import universal
 from sec4sr_pl.scoring import EnrolledScorer, Scorer
 
 PAGE = (Path(__file__).parents[1] / "docs" / "models.md").read_text()
@@ -111,6 +113,52 @@ def test_the_pages_commands_enroll_and_attack_their_model(
         assert "theirs" not in sys.modules
         main(flags)
     assert Path("runs/theirs/pgd/summary.json").is_file()
+
+
+SMALL = "ECAPA_TDNN(80, channels=[8, 8, 8, 8, 24], attention_channels=8, se_channels=8, res2net_scale=2)"
+
+
+@pytest.mark.slow
+def test_their_small_ecapa_goes_the_whole_way(
+    inputs: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Checked, trained from its weights, exported, enrolled, and attacked by each kind of attack that needs files."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["theirs"])
+    monkeypatch.delitem(sys.modules, "theirs", raising=False)
+    code, _, made = (TEN_LINES.partition("features, network")[0] + RECOGNIZER).partition("recognizer = ")
+    Path("theirs.py").write_text(code.replace("ECAPA_TDNN(80)", SMALL))
+    save_recognizer(run(f"from theirs import *\nrecognizer = {made}", {})["recognizer"], "theirs.ckpt")
+    for split, speakers in (("enroll", "abc"), ("test", "abc"), ("others", "def")):
+        for speaker, row in zip(speakers, inputs["waveforms"], strict=True):
+            for number in range(2):
+                path = tmp_path / "voices" / split / speaker / f"{speaker}-{split}-{number}.wav"
+                path.parent.mkdir(parents=True, exist_ok=True)
+                soundfile.write(path, row[number * 400 : 4_800], 16_000)
+    splits = "--data.enroll_split enroll --data.test_split test --data.imposter_split others"
+    data = f"--trusted theirs --data Spk10 --data.root voices {splits}"
+    model = "--model.weights theirs.ckpt --model.recognizer Recognizer --model.recognizer.features FrontEnd"
+    model += " --model.recognizer.features.stages {} --model.recognizer.backbone theirs.Theirs"
+    model += " --model.recognizer.scorer CosineClosedSet --model.recognizer.scorer.embedding_size 192"
+    trainer = "--trainer.max_steps 1 --trainer.limit_val_batches 0 --trainer.logger false --trainer.accelerator cpu"
+    trainer += " --trainer.callbacks LastCheckpoint --trainer.callbacks.dirpath trained"
+    trainer += " --trainer.enable_progress_bar false --data.crop_seconds 0.2 --data.batch_size 2 --data.num_workers 0"
+    attacks = (
+        "[{class_path: PGD, init_args: {steps: 2}}, {class_path: UniversalPerturbation, init_args: {path: all.wav}}, "
+        "{class_path: Transfer, init_args: {attack: FGSM, surrogates: [osi.ckpt]}}]"
+    )
+    check.main([*data.split(), "--checkpoint", "theirs.ckpt"])
+    cli.train(["fit", *data.split(), *model.split(), *trainer.split()])
+    checkpoint.main(["--trusted", "theirs", "trained/last.ckpt", "alone.ckpt"])
+    enroll = "--checkpoint alone.ckpt --scorer Cosine --output osi.ckpt"
+    enrollment.main([*data.split(), *enroll.split()])
+    learn = "--checkpoint osi.ckpt --epochs 1 --seconds 0.1 --output all.wav"
+    universal.main([*data.split(), *learn.split()])
+    flags = "--checkpoint osi.ckpt --output attacked --perceptual false --accelerator cpu --attacks"
+    summary = evaluation.main([*data.split(), *flags.split(), attacks])
+    assert summary is not None and len(summary.rows) == 3
+    assert load_recognizer("osi.ckpt", ["theirs"]).scorer.speakers == ("a", "b", "c")
 
 
 @pytest.mark.parametrize(

@@ -1,19 +1,29 @@
-"""Score functions with the faults that other people's models have: each is told in one line."""
+"""Models and score functions with the faults that other people's have: each is told in one line."""
 
 import math
+import runpy
+import sys
+import warnings
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
-from test_campaign import fit, load, write_voices
+from pytorch_lightning import Trainer
+from test_campaign import SPEAKERS, fit, load, write_voices
 from torch import Tensor, nn
 
-from sec4sr_pl.attacks import FGSM, PGD, Attack, Claim, Objective, Square, UniformNoise
+from sec4sr_pl.attacks import CW2, FGSM, PGD, Attack, Claim, Objective, Square, UniformNoise
+from sec4sr_pl.attacks.universal import learn
+from sec4sr_pl.checkpoint import CheckpointError, rebuild, save_recognizer
+from sec4sr_pl.data import SpeakerData
 from sec4sr_pl.data.base import Utterances
+from sec4sr_pl.features import FrontEnd
 from sec4sr_pl.recognizer import Recognizer
 from sec4sr_pl.robustness import Campaign, summarize
-from sec4sr_pl.scoring import ClosedSet
+from sec4sr_pl.scoring import ClosedSet, Cosine, Scorer
+from sec4sr_pl.training import SpeakerModule
 from sec4sr_pl.types import REJECT
 
 WEIGHT = torch.randn(4, 100, generator=torch.Generator().manual_seed(0))
@@ -141,7 +151,7 @@ def deaf_to_attacks(voices: Utterances) -> Recognizer:
 def test_a_campaign_stops_at_a_recognizer_that_answers_attacks_with_nan(
     deaf_to_attacks: Recognizer, voices: Utterances, tmp_path: Path
 ) -> None:
-    with pytest.raises(ValueError, match=r"Expected finite scores, got others in rows|not finite for"):
+    with pytest.raises(ValueError, match=r"not finite for .*-0, .* \(attack: .*\)\. Mend it, or count them as"):
         Campaign(deaf_to_attacks, voices, [PGD(steps=1)], tmp_path / "out", perceptual=False).run()
 
 
@@ -197,3 +207,295 @@ def test_by_option_scores_that_are_not_finite_are_what_the_attack_wants(
         assert -math.inf < judge.loss(spoiled, wanted)[row] < -1e5
         assert torch.equal(judge.loss(spoiled, wanted)[others], plain.loss(scores, wanted)[others])
         assert torch.equal(judge.decide(spoiled, wanted)[others], plain.decide(scores, wanted)[others])
+
+
+class Theirs(nn.Module):
+    """A backbone of samples, as somebody else writes it; each fault is a subclass."""
+
+    embedding_size, minimum_frames, masked = 4, 9, False
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.convolution = nn.Conv1d(1, 4, 9)
+
+    def forward(self, samples: Tensor) -> Tensor:
+        return self.convolution(samples.unsqueeze(1)).square().mean(-1)
+
+
+class WithoutDimension(Theirs):
+    def forward(self, samples: Tensor) -> Tensor:
+        return super().forward(samples)[:, 0]
+
+
+class Squeezing(Theirs):
+    def forward(self, samples: Tensor) -> Tensor:
+        return super().forward(samples).squeeze()
+
+
+class WantsChannels(Theirs):
+    def forward(self, samples: Tensor) -> Tensor:
+        return self.convolution(samples.flatten()[None, None].expand(1, 2, -1)).mean(-1)
+
+
+class WithHidden(Theirs):
+    def forward(self, samples: Tensor) -> tuple[Tensor, None]:  # type: ignore[override]
+        return super().forward(samples), None
+
+
+class OtherSize(Theirs):
+    embedding_size = 8
+
+
+class Strict(Theirs):
+    masked = True
+
+
+class Broken(Theirs):
+    def forward(self, samples: Tensor) -> Tensor:
+        raise KeyError("state")
+
+
+class WithoutGradient(Theirs):
+    @torch.no_grad()
+    def forward(self, samples: Tensor) -> Tensor:
+        return super().forward(samples)
+
+
+class Writing(Theirs):
+    masked = True
+
+    def forward(self, samples: Tensor, lengths: Tensor | None = None) -> Tensor:
+        samples -= 0.1
+        return super().forward(samples)
+
+
+class Padding(Theirs):
+    masked = True
+
+    def forward(self, samples: Tensor, lengths: Tensor | None = None) -> Tensor:
+        return super().forward(samples)
+
+
+class Mates(Padding):
+    def forward(self, samples: Tensor, lengths: Tensor | None = None) -> Tensor:
+        embeddings = super().forward(samples)
+        return embeddings - embeddings.mean(0)
+
+
+class Forgetful(Theirs):
+    def __init__(self, size: int = 3) -> None:
+        super().__init__()
+
+
+class Silent(nn.Module):
+    """Says nothing of itself."""
+
+
+def their(backbone: nn.Module, scorer: Scorer | None = None) -> Recognizer:
+    return Recognizer(FrontEnd({}), backbone, Cosine() if scorer is None else scorer).eval()
+
+
+@pytest.mark.parametrize("rows", [1, 3])
+@pytest.mark.parametrize(
+    ("backbone", "told"),
+    [
+        (WithoutDimension, r"Expected \({0}, 4\) embeddings of {0} .* from WithoutDimension, got \({0},\): mend"),
+        (WithHidden, r"Expected \({0}, 4\) embeddings of {0} .* from WithHidden, got tuple"),
+        (OtherSize, r"Expected \({0}, 8\) embeddings of {0} .* from OtherSize, got \({0}, 4\)"),
+        (WantsChannels, r"a backbone that takes frames of \({0}, 100\), WantsChannels failed: RuntimeError: Given gr"),
+        (Strict, r"takes frames of \({0}, 100\), and their lengths, Strict failed: TypeError: .* positional argument"),
+        (Broken, r"takes frames of \({0}, 100\), Broken failed: KeyError: 'state'"),
+    ],
+)
+@pytest.mark.parametrize("padded", [False, True])
+def test_a_recognizer_tells_what_is_wrong_with_their_backbone(
+    backbone: type[nn.Module], told: str, rows: int, padded: bool
+) -> None:
+    waveforms, _ = speech(rows)
+    lengths = torch.full((rows,), 100) if padded else None
+    with pytest.raises(ValueError, match=told.format(rows)) as error:
+        their(backbone()).embed(waveforms, lengths)
+    assert "\n" not in str(error.value)
+
+
+def test_a_backbone_that_squeezes_fails_on_one_utterance_with_its_name() -> None:
+    with pytest.raises(ValueError, match=r"\(1, 4\) embeddings of 1 .*, whatever their number, from Squeezing, got"):
+        their(Squeezing()).embed(speech(1)[0])
+
+
+def test_a_backbone_that_says_nothing_of_itself_is_refused() -> None:
+    with pytest.raises(ValueError, match="Silent has no attribute minimum_frames and no masked"):
+        their(Silent())
+
+
+class OneColumn(ClosedSet):
+    def forward(self, embeddings: Tensor) -> Tensor:
+        return super().forward(embeddings)[:, 0]
+
+
+class AColumnMore(ClosedSet):
+    def forward(self, embeddings: Tensor) -> Tensor:
+        return super().forward(embeddings)[:, [0, 1, 2, 0]]
+
+
+@pytest.mark.parametrize(("scorer", "came"), [(OneColumn, r"\(2,\)"), (AColumnMore, r"\(2, 4\)")])
+def test_a_recognizer_tells_what_is_wrong_with_their_scorer(scorer: type[ClosedSet], came: str) -> None:
+    with pytest.raises(ValueError, match=rf"Expected \(2, 3\) scores of 2 .* from {scorer.__name__}, got {came}"):
+        their(Theirs(), scorer(4, 3))(speech(2)[0])
+
+
+def test_a_backbone_that_is_not_masked_needs_no_lengths() -> None:
+    waveforms, _ = speech()
+    recognizer = their(Theirs(), ClosedSet(4, 3))
+    assert torch.equal(recognizer(waveforms), recognizer(waveforms, torch.full((3,), 100)))
+
+
+def test_scores_of_another_precision_or_device_are_taken_and_decisions_refused() -> None:
+    waveforms, labels = speech()
+    exact = FGSM()(linear, waveforms, labels).waveforms
+    for kind in (torch.float64, torch.float16):
+        result = FGSM()(lambda w, n, kind=kind: linear(w, n).to(kind), waveforms, labels)
+        assert result.waveforms.dtype == torch.float32
+        assert (result.waveforms - exact).ne(0).float().mean() < 0.05
+    with pytest.raises(ValueError, match=r"Expected floating-point scores, got torch.int64"):
+        Square(steps=2)(lambda w, n: linear(w, n).long(), waveforms, labels)
+
+
+def test_whatever_a_score_function_raises_is_told() -> None:
+    waveforms, labels = speech()
+    with pytest.raises(ValueError, match=r"called as score\(waveforms, lengths\); it failed: KeyError: 1"):
+        PGD(steps=2)(lambda w, n: {}[1], waveforms, labels)
+
+
+@pytest.mark.parametrize("attack", [FGSM(), Square(steps=3), CW2(steps=2, search_steps=1)], ids=lambda a: a.name)
+def test_a_model_that_writes_into_its_input_is_attacked_as_one_that_does_not(attack: Attack) -> None:
+    def writing(waveforms: Tensor, lengths: Tensor) -> Tensor:
+        waveforms -= 0.1
+        return linear(waveforms, lengths)
+
+    waveforms, labels = speech()
+    before = waveforms.clone()
+    results = [
+        attack(score, waveforms, labels, generator=torch.Generator().manual_seed(0)).waveforms
+        for score in (writing, lambda w, n: linear(w - 0.1, n))
+    ]
+    assert torch.equal(*results) and torch.equal(waveforms, before)
+    their(Writing()).embed(waveforms)
+    assert torch.equal(waveforms, before)
+
+
+@pytest.mark.parametrize("spoiled", [torch.nan, torch.inf])
+def test_nothing_is_learned_from_gradients_that_are_no_numbers(spoiled: float) -> None:
+    waveforms, labels = speech()
+    batches = [(waveforms, labels, torch.full((3,), 100))]
+    with pytest.raises(ValueError, match=r"Expected finite gradients, got others in rows \[0, 1, 2\]"):
+        learn(PGD(), lambda w, n: linear(w, n) * spoiled, batches, 50)
+
+
+@pytest.mark.parametrize("backbone", [Padding, Mates])
+def test_a_campaign_warns_of_scores_that_depend_on_what_else_is_in_the_batch(
+    backbone: type[Theirs], voices: Utterances, tmp_path: Path
+) -> None:
+    recognizer = their(backbone(), ClosedSet(4, SPEAKERS))
+    torch.nn.init.zeros_(recognizer.scorer.head.bias)
+    with pytest.warns(UserWarning, match=r"The scores of '\w+-\d' change by .* with other utterances in the batch"):
+        Campaign(recognizer, voices, [], tmp_path)
+
+
+def test_a_campaign_does_not_where_they_do_not(voices: Utterances, tmp_path: Path) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        Campaign(their(Theirs(), ClosedSet(4, SPEAKERS)), voices, [], tmp_path)
+        Campaign(fit(voices), voices, [], tmp_path)
+        Campaign(their(Mates(), ClosedSet(4, SPEAKERS)), voices, [], tmp_path, batch_size=1)
+
+
+def test_scores_that_are_never_numbers_are_not_taken_for_random_ones(voices: Utterances, tmp_path: Path) -> None:
+    recognizer = their(Theirs(), ClosedSet(4, SPEAKERS))
+    with torch.no_grad():
+        recognizer.scorer.head.bias.fill_(torch.nan)
+    assert not Campaign(recognizer, voices, [], tmp_path, nonfinite_succeeds=True).randomized
+
+
+def test_a_file_is_not_written_that_no_other_program_could_read(tmp_path: Path) -> None:
+    class Local(Theirs):
+        pass
+
+    for module in (__name__, "__main__"):
+        Local.__module__ = module
+        with pytest.raises(ValueError, match=r"Local, which no other program can import: put it into a module"):
+            save_recognizer(their(Local()), tmp_path / "theirs.ckpt")
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("code", "told"),
+    [
+        (None, "ModuleNotFoundError: No module named 'their_module'"),
+        ("class Other: pass", "AttributeError: module 'their_module' has no attribute 'Theirs'"),
+        ("import a_package_of_theirs", "ModuleNotFoundError: No module named 'a_package_of_theirs'"),
+        ("class Theirs(:", "SyntaxError: invalid syntax"),
+        ("open('/nowhere/at/all')", "FileNotFoundError: .*/nowhere/at/all"),
+    ],
+    ids=["not there", "another class", "its imports", "its syntax", "what it does"],
+)
+def test_a_class_that_cannot_be_imported_is_told_with_the_reason(
+    code: str | None, told: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "their_module", raising=False)
+    if code is not None:
+        (tmp_path / "their_module.py").write_text(code)
+    with pytest.raises(CheckpointError, match=rf"their_module.Theirs, which can't be imported \({told}.*PYTHONPATH"):
+        rebuild({"class_path": "their_module.Theirs", "init_args": {}}, ["their_module"])
+    sys.modules.pop("their_module", None)
+
+
+def test_nobody_is_advised_to_trust_the_script_that_runs() -> None:
+    with pytest.raises(CheckpointError, match=r"put it into a module of its own, and name it anew$"):
+        rebuild({"class_path": "__main__.Theirs", "init_args": {}})
+
+
+def trained(backbone: nn.Module, root: Path) -> Trainer:
+    trainer = Trainer(
+        accelerator="cpu",
+        max_steps=1,
+        limit_val_batches=0,
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+    )
+    data = SpeakerData(root, "test", "test", crop_seconds=0.2, batch_size=2, num_workers=0)
+    trainer.fit(SpeakerModule(their(backbone, ClosedSet(4, SPEAKERS))), data)
+    return trainer
+
+
+def test_training_warns_of_a_backbone_without_a_gradient(tmp_path: Path) -> None:
+    with pytest.warns(UserWarning, match="The loss has no gradient for the weights of WithoutGradient"):
+        trained(WithoutGradient(), write_voices(tmp_path, utterances=2))
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", "The loss has no gradient")
+        trained(Theirs(), tmp_path)
+
+
+def test_training_refuses_before_its_first_step_what_no_checkpoint_could_describe(tmp_path: Path) -> None:
+    with pytest.raises(TypeError, match=r"Forgetful must keep its constructor's arguments as attributes, \['size'\]"):
+        trained(Forgetful(), write_voices(tmp_path, utterances=2))
+
+
+@pytest.mark.parametrize(
+    ("module", "does"),
+    [("sec4sr_pl.evaluation", "sec4sr_pl.command.command"), ("sec4sr_pl.cli", "sec4sr_pl.imports.guarded")],
+)
+def test_who_installed_the_package_alone_has_both_commands_as_modules(
+    module: str, does: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def called(*_: Any) -> None:
+        raise InterruptedError
+
+    monkeypatch.setattr(does, called)
+    monkeypatch.setenv("SEC4SR_TRACEBACK", "1")
+    monkeypatch.delitem(sys.modules, module, raising=False)  # else runpy warns
+    with pytest.raises(InterruptedError):
+        runpy.run_module(module, run_name="__main__")

@@ -104,22 +104,27 @@ class CountedScore:
         """Scores of the utterances in order, or of several copies of the batch one after the other."""
         self.queries[self.rows] += len(waveforms) // max(1, self.size)
         told = self.masked or not isinstance(self.score, nn.Module)
+        theirs = not hasattr(self.score, "fused")
+        given = waveforms.clone() if theirs else waveforms  # somebody else's may write into it
         try:
             with self.cost.measured(waveforms):
-                scores = self.score(waveforms, lengths) if told else self.score(waveforms)  # type: ignore[call-arg]
-        except (RuntimeError, TypeError) as error:
-            if hasattr(self.score, "fused") or isinstance(error, torch.OutOfMemoryError):  # not somebody else's
+                scores = self.score(given, lengths) if told else self.score(given)  # type: ignore[call-arg]
+        except Exception as error:
+            if not theirs or isinstance(error, torch.OutOfMemoryError):
                 raise
             raise ValueError(
                 f"Expected a score function of {tuple(waveforms.shape)} waveforms and {tuple(lengths.shape)} lengths, "
-                f"which is called as score(waveforms, lengths); it failed: {str(error).partition(chr(10))[0]}"
+                f"which is called as score({'waveforms, lengths' if told else 'waveforms'}); it failed: "
+                f"{type(error).__name__}: {str(error).partition(chr(10))[0]}"
             ) from error
         if not isinstance(scores, Tensor) or scores.dim() != 2 or len(scores) != len(waveforms):
             came = tuple(scores.shape) if isinstance(scores, Tensor) else type(scores).__name__
             raise ValueError(
                 f"Expected (batch, speakers) scores of {len(waveforms)} waveforms, whatever their number, got {came}"
             )
-        return scores
+        if not scores.is_floating_point():
+            raise ValueError(f"Expected floating-point scores, got {scores.dtype}: scores, not decisions")
+        return scores.to(waveforms.device)
 
     def note(self, gradient: Tensor) -> None:
         """Remember whose (batch, time) gradients are not finite, without looking at them yet."""
@@ -269,16 +274,24 @@ class Attack(ABC):
         return {key: getattr(self, key) for key in inspect.signature(type(self)).parameters}
 
 
+class NonFiniteError(ValueError):
+    """Scores that can't be compared, in these rows."""
+
+    def __init__(self, rows: list[int]) -> None:
+        super().__init__(f"Expected finite scores, got others in rows {rows}: nothing can be said of these utterances")
+        self.rows = rows
+
+
 def check_finite(scores: Tensor, first: int = 0) -> None:
     """Refuse (batch, speakers) scores that can't be compared: they are neither a success nor a failure.
 
     Raises:
-        ValueError: with the rows, counted from `first`.
+        NonFiniteError: with the rows, counted from `first`.
     """
     finite = scores.isfinite().all(1)
     if not bool(finite.all()):
         rows = [first + row for row in (~finite).nonzero().flatten().tolist()]
-        raise ValueError(f"Expected finite scores, got others in rows {rows}: nothing can be said of these utterances")
+        raise NonFiniteError(rows)
 
 
 def check(waveforms: Tensor, labels: Tensor, lengths: Tensor | None, values: bool) -> None:

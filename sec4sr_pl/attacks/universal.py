@@ -100,7 +100,8 @@ def learn(
         generator: of the source's random draws.
 
     Raises:
-        ValueError: no samples.
+        ValueError: no samples, a score function that fails or gives other than (batch, speakers) scores, or gradients
+            that are not finite.
 
     Source: Shafahi et al., "Universal adversarial training", 2020, algorithm 2.
     """
@@ -111,7 +112,13 @@ def learn(
         for waveforms, labels, lengths in batches:
             perturbation = perturbation.to(waveforms)
             x = mask_padding(laid_over(perturbation, waveforms).clamp(-1.0, 1.0), lengths)
-            gradient = mask_padding(attack.gradient(fast, x, labels, lengths, objective, generator), lengths)
+            counted = CountedScore(fast, waveforms, masked=True)
+            gradient = mask_padding(attack.gradient(counted, x, labels, lengths, objective, generator), lengths)
+            if bool(counted.broken.any()):
+                raise ValueError(
+                    f"Expected finite gradients, got others in rows {counted.broken.nonzero().flatten().tolist()} of a "
+                    "batch: from them nothing can be learned"
+                )
             gradient = gradient / gradient.abs().amax(1, keepdim=True).clamp_min(torch.finfo(x.dtype).tiny)
             folded = functional.pad(gradient.sum(0), (0, -x.shape[1] % samples)).reshape(1, -1, samples).sum(1)
             zero = torch.zeros_like(folded)

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from sec4sr_pl import audio, metrics
 from sec4sr_pl.attacks import PGD, Attack, AttackResult, Claim, Objective, Square, UniformNoise
+from sec4sr_pl.attacks.base import NonFiniteError
 from sec4sr_pl.attacks.written import as_written
 from sec4sr_pl.checkpoint import checksum, describe
 from sec4sr_pl.data.base import Utterances, collate
@@ -28,8 +29,10 @@ from sec4sr_pl.draws import kept_generators, key
 from sec4sr_pl.files import filename, read_text, whole
 from sec4sr_pl.recognizer import Ensemble, Recognizer
 from sec4sr_pl.robustness.probe import (
+    ALONE,
     Onward,
     ball,
+    beside_others,
     onward,
     repeated,
     slopes,
@@ -105,6 +108,9 @@ class Campaign:
     Raises:
         CampaignError: as `check_settings`, or no utterance.
         DataError: an utterance that is too short for the recognizer.
+
+    Warns:
+        UserWarning: scores that depend on batch mates or on padding.
     """
 
     def __init__(
@@ -147,8 +153,21 @@ class Campaign:
         heard_twice = bounded(data.utterances, batch_size, self.sample[:: -(-count // REPEATED)])
         self.repeats = all(repeated(self.recognizer, self.batch(part)) for part in heard_twice)
         self.randomized = self.recognizer.randomized or not self.repeats
+        if not self.randomized and batch_size > 1:
+            self.warn_of_mates(self.batch(max(heard_twice, key=len)))
         self.identity = self._identity(identity or {})
         self.mark = sha256(json.dumps(self.identity).encode()).hexdigest()
+
+    def warn_of_mates(self, batch: Batch) -> None:
+        """Hear an utterance of a batch by itself too."""
+        if len(batch.names) > 1 and (change := beside_others(self.recognizer, batch)) > ALONE:
+            warnings.warn(
+                f"The scores of '{batch.names[int(batch.lengths.argmin())]}' change by {100 * change:.2g} % of the "
+                "largest with other utterances in the batch, so the figures depend on it: a backbone that minds "
+                "padding must say masked = False, one that minds its batch mates (batch norm without statistics, a "
+                "mean over the batch) must be mended, or take --batch_size 1",
+                stacklevel=3,
+            )
 
     def _identity(self, extra: dict[str, Any]) -> dict[str, Any]:
         """What makes this campaign; written down, and compared by a resume."""
@@ -373,10 +392,17 @@ class Campaign:
     def craft(
         self, attack: Attack, victim: Recognizer | Ensemble, batch: Batch, labels: Tensor, name: str
     ) -> AttackResult:
-        """What an attack returns; its draws and those of the defenses depend on `name` and the utterances alone."""
+        """What an attack returns; its draws and those of the defenses depend on `name` and the utterances alone.
+
+        Raises:
+            CampaignError: scores that are not finite, unless they count as errors.
+        """
         self.restart(name, batch.names, "defenses")
         generator = torch.Generator().manual_seed(self.seeds(name, batch.names, "attack"))
-        return attack(victim, batch.waveforms, labels, batch.lengths, self.objective, generator)
+        try:
+            return attack(victim, batch.waveforms, labels, batch.lengths, self.objective, generator)
+        except NonFiniteError as error:
+            raise CampaignError(not_finite([batch.names[row] for row in error.rows], name)) from error
 
     @torch.no_grad()
     def probe(self, batch: Batch) -> list[Record]:
@@ -501,11 +527,7 @@ class Campaign:
         ]
         usable = torch.stack([drawn.isfinite().all(1) for drawn in (scores, *further)]).all(0).tolist()
         if not (all(usable) or self.objective.nonfinite_succeeds):
-            broken = ", ".join(compress(batch.names, [not good for good in usable]))
-            raise CampaignError(
-                f"The recognizer gave scores that are not finite for {broken} (attack: {name}). Mend it, or count them "
-                "as its errors with --nonfinite_succeeds true"
-            )
+            raise CampaignError(not_finite(compress(batch.names, [not good for good in usable]), name))
         decisions = self.objective.decide(scores, labels)
         nothing: list[float | None] = [None] * len(batch.names)
         measured = {"correct": nothing, "achieved": nothing, "finite": usable}
@@ -521,6 +543,14 @@ class Campaign:
             "achieved": achieved.tolist(),
             "margin": finite(margins),
         }
+
+
+def not_finite(names: Iterable[str], attack: str) -> str:
+    """What is said of utterances whose scores can't be compared."""
+    return (
+        f"The recognizer gave scores that are not finite for {', '.join(names)} (attack: {attack}). Mend it, or count "
+        "them as its errors with --nonfinite_succeeds true"
+    )
 
 
 def finite(values: Tensor) -> list[float | None]:

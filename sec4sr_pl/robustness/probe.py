@@ -24,6 +24,8 @@ WITNESS_STEPS = 20
 """At most so many of an attack without the defenses: more would cost more than they tell."""
 SAME = 1e-5
 """Of the largest score: what rounding may change."""
+ALONE = 1e-3
+"""Of the largest score: what rounding may change where other utterances, or none, are computed beside."""
 
 
 def layers(attack: Attack) -> list[Attack]:
@@ -127,8 +129,25 @@ def repeated(recognizer: Recognizer | Ensemble, batch: Batch) -> bool:
             recognizer.seed(0)
             torch.manual_seed(draw)  # the generator of who does not say so
             passes.append(recognizer(batch.waveforms, batch.lengths).cpu().double())
-    first, second = passes
-    return bool((first - second).abs().max() <= SAME * first.abs().max())
+    return differ(*passes) <= SAME
+
+
+def differ(first: Tensor, second: Tensor) -> float:
+    """The largest difference of scores, as a fraction of the largest score; NaN and infinities equal themselves."""
+    different = first.nan_to_num(0.0, 0.0, 0.0) - second.nan_to_num(0.0, 0.0, 0.0)
+    largest = first.nan_to_num(0.0, 0.0, 0.0).abs().max()
+    if not torch.equal(first.isfinite(), second.isfinite()):
+        return math.inf
+    return float(different.abs().max() / largest.clamp_min(torch.finfo(largest.dtype).tiny))
+
+
+@torch.no_grad()
+def beside_others(recognizer: Recognizer | Ensemble, batch: Batch) -> float:
+    """How much the scores of a batch's shortest utterance differ from those without batch mates and padding."""
+    row, length = int(batch.lengths.argmin()), int(batch.lengths.min())
+    within = recognizer(batch.waveforms, batch.lengths)[row : row + 1]
+    alone = recognizer(batch.waveforms[row : row + 1, :length], batch.lengths[row : row + 1])
+    return differ(alone.cpu().double(), within.cpu().double())
 
 
 def gradient_or_zero(recognizer: Recognizer | Ensemble, batch: Batch, loss: LossOfScores) -> Tensor:

@@ -94,7 +94,9 @@ class SpeakerModule(LightningModule):
             ValueError: a precision that rounds the waveform itself, crops too short for the recognizer, or a callback
                 that would search what the configuration tells.
             CheckpointError: as `start_from`.
+            TypeError: a recognizer that no checkpoint could describe.
         """
+        describe(self.recognizer)
         if self.trainer.precision in ("16-true", "bf16-true", "transformer-engine", "transformer-engine-float16"):
             raise ValueError(
                 f"Precision {self.trainer.precision} rounds the waveform more coarsely than an attack changes it: "
@@ -180,6 +182,19 @@ class SpeakerModule(LightningModule):
             self.log(f"train/loss_{name}", losses.where(rows, 0.0).sum() / rows.sum())
             self.log(f"train/{name}_accuracy", metric, on_step=False, on_epoch=True, batch_size=len(keys))
         return step.loss
+
+    def on_after_backward(self) -> None:
+        """Tell of a backbone that can't learn.
+
+        Warns:
+            UserWarning: none of its weights that shall be trained got a gradient from the first batch.
+        """
+        trained = [weight for weight in self.recognizer.backbone.parameters() if weight.requires_grad]
+        if self.global_step == 0 and trained and all(weight.grad is None for weight in trained):
+            rank_zero_warn(
+                f"The loss has no gradient for the weights of {type(self.recognizer.backbone).__name__} (computed "
+                "under no_grad, detached, or by another library): only what comes after it is trained"
+            )
 
     def on_train_batch_end(self, outputs: Any, batch: Batch, batch_idx: int) -> None:
         """Stop where a loss is no number."""
