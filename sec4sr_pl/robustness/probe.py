@@ -19,11 +19,15 @@ from sec4sr_pl.types import Batch, valid_mask
 
 DISTANCES = (2.0**-17, 2.0**-15, 2.0**-13)
 """How far samples are moved along a gradient: a quarter of, one and four steps of 16-bit audio."""
+STEP = 1
+"""The place among them of one step."""
 RANDOM_DIRECTIONS = 4
 WITNESS_STEPS = 20
 """At most so many of an attack without the defenses: more would cost more than they tell."""
 SAME = 1e-5
 """Of the largest score: what rounding may change."""
+SAME_GRADIENT = 1e-3
+"""Of the largest element of a gradient: what accelerators change that add in any order."""
 ALONE = 1e-3
 """Of the largest score: what rounding may change where other utterances, or none, are computed beside."""
 
@@ -122,14 +126,23 @@ def without_substitutes(recognizer: Recognizer | Ensemble) -> Recognizer | Ensem
 
 @torch.no_grad()
 def repeated(recognizer: Recognizer | Ensemble, batch: Batch) -> bool:
-    """Whether two passes over utterances give the same scores, where all that says that it draws starts equally."""
-    passes = []
+    """Whether two passes over utterances give the same scores, and the same gradients of the best ones.
+
+    Whatever says that it draws starts equally.
+    """
+    scores, gradients = [], []
     with kept_generators(batch.waveforms.device):
         for draw in range(2):
             recognizer.seed(0)
             torch.manual_seed(draw)  # the generator of who does not say so
-            passes.append(recognizer(batch.waveforms, batch.lengths).cpu().double())
-    return differ(*passes) <= SAME
+            scores.append(recognizer(batch.waveforms, batch.lengths).cpu().double())
+            gradients.append(gradient_or_zero(recognizer, batch, best).cpu().double())
+    return differ(*scores) <= SAME and differ(*gradients) <= SAME_GRADIENT
+
+
+def best(scores: Tensor) -> Tensor:
+    """The highest of each row's scores, (batch,)."""
+    return scores.amax(1)
 
 
 def differ(first: Tensor, second: Tensor) -> float:
@@ -186,7 +199,7 @@ def slopes(recognizer: Recognizer | Ensemble, batch: Batch, objective: Objective
         (margin(batch.waveforms + h * along) - margin(batch.waveforms - h * along)) / (2.0 * h * steep)
         for h in DISTANCES
     ]
-    step, generator, changes = DISTANCES[1], torch.Generator().manual_seed(0), []
+    step, generator, changes = DISTANCES[STEP], torch.Generator().manual_seed(0), []
     for _ in range(RANDOM_DIRECTIONS):
         signs = torch.randint(0, 2, gradient.shape, generator=generator).to(gradient) * 2.0 - 1.0
         away = step * signs * valid

@@ -10,7 +10,7 @@ from scipy.stats import binomtest
 from sec4sr_pl.attacks import Adaptive, Attack, UniformNoise
 from sec4sr_pl.attacks.worst import WorstCase
 from sec4sr_pl.robustness.campaign import QUERIES, WIDE, WIDEST, Campaign, Record, counted
-from sec4sr_pl.robustness.probe import DISTANCES, ball, layers, limited, queries_victim, white_box
+from sec4sr_pl.robustness.probe import DISTANCES, STEP, ball, layers, limited, queries_victim, white_box
 
 CHANCE = 0.05
 """A difference that is as likely by chance says nothing; it takes five utterances of five."""
@@ -25,6 +25,8 @@ LEAST_SLOPES, MOST_SLOPE = (0.5, 0.25, 0.1), 10.0
 """Of what a gradient says, at each of `DISTANCES`; medians behind shipped defenses were above 0.82, 0.66 and 0.35."""
 LEAST_LIFT = 8.0
 """Times a random step; medians behind the shipped defenses that have a gradient were above 20, natural AudioNet."""
+AGAINST = 0.25
+"""Part of the utterances whose margin may move against its gradient; of the shipped parts 1 of 16 did at most."""
 FEWEST = 5
 """Utterances of which half tells anything."""
 FEW = 3
@@ -120,8 +122,9 @@ def randomness(evidence: Evidence) -> Sentences:
     if evidence.campaign.repeats:
         return []
     return [
-        "Two passes over the same utterances gave different scores: something in the recognizer draws random numbers "
-        "without an attribute `randomized` and a method `seed`. Its figures are of draws that nobody can repeat."
+        "Two passes over the same utterances gave different scores or gradients: something in the recognizer draws "
+        "random numbers, or remembers, without an attribute `randomized` and a method `seed`. Its figures are of draws "
+        "that nobody can repeat."
     ]
 
 
@@ -173,6 +176,12 @@ def slope(evidence: Evidence) -> Sentences:
                 f"Moved along their gradients by {distance:.1g} of full scale, {len(probed)} utterances change their "
                 f"margins by {middle:.3g} of what the gradients say (median): they are not the recognizer's."
             ]
+    against = sum((record["slopes"][STEP] or 0.0) < 0.0 for record in probed)
+    if against >= FEW and against > AGAINST * len(probed):
+        return [
+            f"Moved along their gradients by {DISTANCES[STEP]:.1g} of full scale, {against} of {len(probed)} utterances "
+            "change their margins the other way: these gradients are not the recognizer's."
+        ]
     lift = statistics.median(record["lift"] or 0.0 for record in probed)
     if lift < LEAST_LIFT:
         return [
