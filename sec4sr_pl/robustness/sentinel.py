@@ -179,8 +179,8 @@ def slope(evidence: Evidence) -> Sentences:
     against = sum((record["slopes"][STEP] or 0.0) < 0.0 for record in probed)
     if against >= FEW and against > AGAINST * len(probed):
         return [
-            f"Moved along their gradients by {DISTANCES[STEP]:.1g} of full scale, {against} of {len(probed)} utterances "
-            "change their margins the other way: these gradients are not the recognizer's."
+            f"Moved along their gradients by {DISTANCES[STEP]:.1g} of full scale, {against} of {len(probed)} "
+            "utterances change their margins the other way: these gradients are not the recognizer's."
         ]
     lift = statistics.median(record["lift"] or 0.0 for record in probed)
     if lift < LEAST_LIFT:
