@@ -420,6 +420,7 @@ def test_draws_of_training_are_those_of_seed_epoch_and_name(crops: Batch) -> Non
     class Recognized(Stub):
         def __init__(self) -> None:
             super().__init__()
+            self.backbone = nn.Identity()
             self.weight = nn.Parameter(torch.ones(()))
 
         def forward(self, waveforms: Tensor, lengths: Tensor | None = None) -> Tensor:
