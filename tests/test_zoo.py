@@ -53,12 +53,19 @@ def test_a_system_that_masks_gradients_is_flagged_under_pgd_alone(
 
 
 @pytest.mark.whole_probe
-@pytest.mark.parametrize("name", ["reversed", "flipped", "coarse ripple"])
+@pytest.mark.parametrize("name", ["reversed", "flipped", "coarse ripple", "some"])
 def test_finite_differences_tell_a_gradient_in_the_scorer_that_is_not_its_own(
     name: str, recognizer: Recognizer, data: Utterances, tmp_path: Path
 ) -> None:
     """Whatever else is raised."""
     assert "slope" in flags(masked(recognizer, name, "scorer"), data, [FGSM()], tmp_path)
+
+
+def test_gradients_that_differ_at_one_point_tell_a_system_that_remembers(
+    recognizer: Recognizer, data: Utterances, tmp_path: Path
+) -> None:
+    """Its scores are the same at each call."""
+    assert "randomness" in flags(masked(recognizer, "alternating", "scorer"), data, [FGSM()], tmp_path)
 
 
 @pytest.mark.slow

@@ -135,8 +135,9 @@ def repeated(recognizer: Recognizer | Ensemble, batch: Batch) -> bool:
         for draw in range(2):
             recognizer.seed(0)
             torch.manual_seed(draw)  # the generator of who does not say so
-            scores.append(recognizer(batch.waveforms, batch.lengths).cpu().double())
-            gradients.append(gradient_or_zero(recognizer, batch, best).cpu().double())
+            found = scores_and_gradient(recognizer, batch, best)  # of one call: what remembers may act at each second
+            scores.append(found[0].cpu().double())
+            gradients.append(found[1].cpu().double())
     return differ(*scores) <= SAME and differ(*gradients) <= SAME_GRADIENT
 
 
@@ -163,12 +164,12 @@ def beside_others(recognizer: Recognizer | Ensemble, batch: Batch) -> float:
     return differ(alone.cpu().double(), within.cpu().double())
 
 
-def gradient_or_zero(recognizer: Recognizer | Ensemble, batch: Batch, loss: LossOfScores) -> Tensor:
-    """The gradient of each utterance's loss, (batch, time); zero of a recognizer that has none."""
+def scores_and_gradient(recognizer: Recognizer | Ensemble, batch: Batch, loss: LossOfScores) -> tuple[Tensor, Tensor]:
+    """Scores and the gradient of each utterance's loss, (batch, time); zero of a recognizer that has none."""
     try:
-        return BackPropagation()(recognizer, batch.waveforms, batch.lengths, loss, None)[1]
+        return BackPropagation()(recognizer, batch.waveforms, batch.lengths, loss, None)
     except NoGradientError:
-        return torch.zeros_like(batch.waveforms)
+        return recognizer(batch.waveforms, batch.lengths), torch.zeros_like(batch.waveforms)
 
 
 class Slopes(NamedTuple):
@@ -192,7 +193,7 @@ def slopes(recognizer: Recognizer | Ensemble, batch: Batch, objective: Objective
         return objective.loss(recognizer(waveforms, batch.lengths), labels).cpu().double()
 
     start()
-    gradient = gradient_or_zero(recognizer, batch, lambda scores: objective.loss(scores, labels))
+    _, gradient = scores_and_gradient(recognizer, batch, lambda scores: objective.loss(scores, labels))
     valid = valid_mask(batch.lengths, batch.waveforms.shape[1])
     along, steep = gradient.sign() * valid, gradient.abs().sum(1).cpu().double()
     ratios = [
@@ -214,4 +215,4 @@ def steepness(recognizer: Recognizer | Ensemble, batch: Batch, objective: Object
     def loss(scores: Tensor) -> Tensor:
         return attack_loss(None, objective, scores, labels)
 
-    return gradient_or_zero(recognizer, batch, loss).abs().amax(1)
+    return scores_and_gradient(recognizer, batch, loss)[1].abs().amax(1)
