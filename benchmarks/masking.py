@@ -5,7 +5,7 @@ The limits were set having seen the zoo; those that are held out were written by
 Each system, under PGD-10 alone and under AutoAttack alone, on three samples of 20 test utterances of 1 s that the
 natural AudioNet knows (those of its largest margins, and two spread over the rest), for ten seeds; then the shipped
 defenses, likewise. The truth is what withstands 100 steps of PGD on the undefended network, heard by the system. Needs
-SEC4SR_DATA. What is done stays done in runs/masking.jsonl, so that a killed run goes on.
+SEC4SR_DATA. What is done stays done in runs/masking<attack>.jsonl, so that a killed run goes on.
 
 Usage: python benchmarks/masking.py [attack [zoo|held-out|shipped|a part of the systems' names]]
 """

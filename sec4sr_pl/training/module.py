@@ -189,8 +189,10 @@ class SpeakerModule(LightningModule):
         Warns:
             UserWarning: none of its weights that shall be trained got a gradient from the first batch.
         """
+        if self.global_step:
+            return
         trained = [weight for weight in self.recognizer.backbone.parameters() if weight.requires_grad]
-        if self.global_step == 0 and trained and all(weight.grad is None for weight in trained):
+        if trained and all(weight.grad is None for weight in trained):
             rank_zero_warn(
                 f"The loss has no gradient for the weights of {type(self.recognizer.backbone).__name__} (computed "
                 "under no_grad, detached, or by another library): only what comes after it is trained"
