@@ -83,23 +83,30 @@ def test_their_model_as_a_recognizer_minds_no_padding_is_saved_and_attacked(
     assert torch.equal(recognizer.decide(recognizer(result.waveforms, lengths)) != inputs["speakers"], result.achieved)
 
 
+SPLITS = "--data.enroll_split enroll --data.test_split test --data.imposter_split others"
+
+
+def bring(network: str, inputs: dict[str, Any]) -> None:
+    """The page's model around a network, in `theirs.py` and `theirs.ckpt`, and voices to enroll and to test."""
+    code, _, made = (TEN_LINES.partition("features, network")[0] + RECOGNIZER).partition("recognizer = ")
+    Path("theirs.py").write_text(code.replace("ECAPA_TDNN(80)", network))
+    save_recognizer(run(f"from theirs import *\nrecognizer = {made}", {})["recognizer"], "theirs.ckpt")
+    for split, speakers in (("enroll", "abc"), ("test", "abc"), ("others", "def")):
+        for speaker, row in zip(speakers, inputs["waveforms"], strict=True):
+            for number in range(2):
+                path = Path("voices") / split / speaker / f"{speaker}-{split}-{number}.wav"
+                path.parent.mkdir(parents=True, exist_ok=True)
+                soundfile.write(path, row[number * 400 : 4_800], 16_000)
+
+
 def test_the_pages_commands_enroll_and_attack_their_model(
     inputs: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.setattr(sys, "argv", ["theirs"])
-    code, _, made = (TEN_LINES.partition("features, network")[0] + RECOGNIZER).partition("recognizer = ")
-    Path("theirs.py").write_text(code)
-    save_recognizer(run(f"from theirs import *\nrecognizer = {made}", {})["recognizer"], "theirs.ckpt")
-    for split, speakers in (("enroll", "abc"), ("test", "abc"), ("others", "def")):
-        for speaker, row in zip(speakers, inputs["waveforms"], strict=True):
-            for number in range(2):
-                path = tmp_path / "voices" / split / speaker / f"{speaker}-{split}-{number}.wav"
-                path.parent.mkdir(parents=True, exist_ok=True)
-                soundfile.write(path, row[number * 400 : 4_800], 16_000)
-    splits = "--data.enroll_split enroll --data.test_split test --data.imposter_split others"
-    ours = f"--data Spk10 --data.root {tmp_path}/voices {splits}"
+    bring("ECAPA_TDNN(80)", inputs)
+    ours = f"--data Spk10 --data.root {tmp_path}/voices {SPLITS}"
     enroll, attack = (
         shlex.split(line.replace("--data Spk10", ours))
         for line in re.findall("^python .*--trusted.*$", PAGE, re.MULTILINE)
@@ -127,17 +134,8 @@ def test_their_small_ecapa_goes_the_whole_way(
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.setattr(sys, "argv", ["theirs"])
     monkeypatch.delitem(sys.modules, "theirs", raising=False)
-    code, _, made = (TEN_LINES.partition("features, network")[0] + RECOGNIZER).partition("recognizer = ")
-    Path("theirs.py").write_text(code.replace("ECAPA_TDNN(80)", SMALL))
-    save_recognizer(run(f"from theirs import *\nrecognizer = {made}", {})["recognizer"], "theirs.ckpt")
-    for split, speakers in (("enroll", "abc"), ("test", "abc"), ("others", "def")):
-        for speaker, row in zip(speakers, inputs["waveforms"], strict=True):
-            for number in range(2):
-                path = tmp_path / "voices" / split / speaker / f"{speaker}-{split}-{number}.wav"
-                path.parent.mkdir(parents=True, exist_ok=True)
-                soundfile.write(path, row[number * 400 : 4_800], 16_000)
-    splits = "--data.enroll_split enroll --data.test_split test --data.imposter_split others"
-    data = f"--trusted theirs --data Spk10 --data.root voices {splits}"
+    bring(SMALL, inputs)
+    data = f"--trusted theirs --data Spk10 --data.root voices {SPLITS}"
     model = "--model.weights theirs.ckpt --model.recognizer Recognizer --model.recognizer.features FrontEnd"
     model += " --model.recognizer.features.stages {} --model.recognizer.backbone theirs.Theirs"
     model += " --model.recognizer.scorer CosineClosedSet --model.recognizer.scorer.embedding_size 192"

@@ -135,7 +135,9 @@ def repeated(recognizer: Recognizer | Ensemble, batch: Batch) -> bool:
         for draw in range(2):
             recognizer.seed(0)
             torch.manual_seed(draw)  # the generator of who does not say so
-            found = scores_and_gradient(recognizer, batch, best)  # of one call: what remembers may act at each second
+            found = scores_and_gradient_or_zero(
+                recognizer, batch, best
+            )  # by one call
             scores.append(found[0].cpu().double())
             gradients.append(found[1].cpu().double())
     return differ(*scores) <= SAME and differ(*gradients) <= SAME_GRADIENT
@@ -164,7 +166,9 @@ def beside_others(recognizer: Recognizer | Ensemble, batch: Batch) -> float:
     return differ(alone.cpu().double(), within.cpu().double())
 
 
-def scores_and_gradient(recognizer: Recognizer | Ensemble, batch: Batch, loss: LossOfScores) -> tuple[Tensor, Tensor]:
+def scores_and_gradient_or_zero(
+    recognizer: Recognizer | Ensemble, batch: Batch, loss: LossOfScores
+) -> tuple[Tensor, Tensor]:
     """Scores and the gradient of each utterance's loss, (batch, time); zero of a recognizer that has none."""
     try:
         return BackPropagation()(recognizer, batch.waveforms, batch.lengths, loss, None)
@@ -193,7 +197,7 @@ def slopes(recognizer: Recognizer | Ensemble, batch: Batch, objective: Objective
         return objective.loss(recognizer(waveforms, batch.lengths), labels).cpu().double()
 
     start()
-    _, gradient = scores_and_gradient(recognizer, batch, lambda scores: objective.loss(scores, labels))
+    _, gradient = scores_and_gradient_or_zero(recognizer, batch, lambda scores: objective.loss(scores, labels))
     valid = valid_mask(batch.lengths, batch.waveforms.shape[1])
     along, steep = gradient.sign() * valid, gradient.abs().sum(1).cpu().double()
     ratios = [
@@ -215,4 +219,4 @@ def steepness(recognizer: Recognizer | Ensemble, batch: Batch, objective: Object
     def loss(scores: Tensor) -> Tensor:
         return attack_loss(None, objective, scores, labels)
 
-    return scores_and_gradient(recognizer, batch, loss)[1].abs().amax(1)
+    return scores_and_gradient_or_zero(recognizer, batch, loss)[1].abs().amax(1)
