@@ -135,9 +135,7 @@ def repeated(recognizer: Recognizer | Ensemble, batch: Batch) -> bool:
         for draw in range(2):
             recognizer.seed(0)
             torch.manual_seed(draw)  # the generator of who does not say so
-            found = scores_and_gradient_or_zero(
-                recognizer, batch, best
-            )  # by one call
+            found = scores_and_gradient_or_zero(recognizer, batch, best)  # by one call
             scores.append(found[0].cpu().double())
             gradients.append(found[1].cpu().double())
     return differ(*scores) <= SAME and differ(*gradients) <= SAME_GRADIENT
