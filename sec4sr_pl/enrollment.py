@@ -47,16 +47,18 @@ class Calibration(NamedTuple):
 
 
 def find_device(name: str) -> torch.device:
-    """The device of this name.
+    """The device of this name, whose arithmetic is exact from now on.
 
     Raises:
         ValueError: there is none here.
     """
     try:
-        return torch.empty(0, device=name).device
+        device = torch.empty(0, device=name).device
     except (RuntimeError, AssertionError) as error:
         reason = str(error).partition("\n")[0]
         raise ValueError(f"Expected a device that is here, such as cpu, got {name!r}: {reason}") from error
+    exact_arithmetic(device)
+    return device
 
 
 @torch.no_grad()
@@ -394,7 +396,6 @@ def make(
         raise ValueError(f"Expected another output than {checkpoint}, which would be written over")
     check_writable(output)
     place = find_device(device)
-    exact_arithmetic(place)
     made = load_recognizer(checkpoint) if recognizer is None else recognizer  # type: ignore[arg-type]
     if scorer is not None:
         scorer.trained_on = sorted({*made.scorer.trained_on, *scorer.trained_on})

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
 from sec4sr_pl import audio
+from sec4sr_pl.arithmetic import exact_arithmetic
 from sec4sr_pl.backbones import AudioNet
 from sec4sr_pl.defenses import Defense
 from sec4sr_pl.features import FrontEnd, LogMel
@@ -54,9 +55,11 @@ def pytest_configure() -> None:
 
 
 @pytest.fixture(scope="session", autouse=True)
-def one_thread() -> None:
-    """The tests share their machine."""
+def arithmetic() -> None:
+    """The tests share their machine, and a GPU computes as it does in an evaluation."""
     torch.set_num_threads(1)
+    if torch.cuda.is_available():
+        exact_arithmetic(torch.device("cuda"))
 
 
 @pytest.fixture(

@@ -163,7 +163,9 @@ def test_a_module_that_forgets_its_arguments_cannot_be_described() -> None:
         describe(Forgetful(3))
 
 
-@pytest.mark.parametrize("value", [{"a": 1}, torch.zeros(1), object(), Path("x"), np.float64], ids=repr)
+@pytest.mark.parametrize(
+    "value", [{"a": 1}, torch.zeros(1), object(), Path("x"), np.float64], ids=lambda value: type(value).__name__
+)
 def test_an_argument_that_is_no_plain_data_cannot_be_described(value: object) -> None:
     with pytest.raises(TypeError, match="Expected modules, numbers, strings"):
         describe([value])

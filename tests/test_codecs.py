@@ -8,8 +8,6 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-import av
-import imageio_ffmpeg
 import numpy as np
 import pytest
 import soundfile
@@ -35,6 +33,8 @@ from sec4sr_pl.defenses.codec import Codec, Gradient, Samples
 from sec4sr_pl.defenses.codecs import read_file
 from sec4sr_pl.types import SAMPLE_RATE, valid_mask
 
+av = pytest.importorskip("av", reason="Codecs need PyAV")
+imageio_ffmpeg = pytest.importorskip("imageio_ffmpeg", reason="they are compared with the ffmpeg command")
 Speech = tuple[Tensor, Tensor]
 CODECS: list[Callable[[], Codec]] = [Opus, MP3Constant, MP3Variable, AACConstant, AACVariable, Speex, AMR]
 

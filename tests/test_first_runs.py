@@ -4,7 +4,6 @@ import warnings
 from pathlib import Path
 
 import pytest
-import wandb
 import yaml
 from test_resume import CONFIG, REPOSITORY, error_of, fit
 from test_resume import config as config  # fixtures
@@ -39,6 +38,7 @@ def test_a_first_run_warns_of_nothing_and_a_second_in_its_place_of_what_it_write
     config: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """With the callbacks and loggers of a shipped configuration."""
+    wandb = pytest.importorskip("wandb")
     monkeypatch.setenv("WANDB_MODE", "disabled")
     shipped = yaml.safe_load((REPOSITORY / "configs" / "train" / "mini_adversarial.yaml").read_text())["trainer"]
     own = yaml.safe_load(CONFIG)

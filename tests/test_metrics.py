@@ -7,8 +7,6 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
-import pesq
-import pystoi
 import pytest
 import soundfile
 import torch
@@ -54,6 +52,9 @@ from sec4sr_pl.metrics import (
     wilson_interval,
 )
 from sec4sr_pl.types import SAMPLE_RATE
+
+pesq = pytest.importorskip("pesq", reason="pesq is not installed")
+pystoi = pytest.importorskip("pystoi", reason="pystoi is not installed")
 
 
 def speech_like(seconds: float) -> Tensor:

@@ -14,8 +14,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pesq
-import pystoi
 import pytest
 import soundfile
 import torch
@@ -54,6 +52,9 @@ from sec4sr_pl.recognizer import Recognizer
 from sec4sr_pl.robustness import Campaign, summarize
 from sec4sr_pl.robustness.tables import write_summary
 from sec4sr_pl.scoring import Cosine
+
+pesq = pytest.importorskip("pesq", reason="pesq is not installed")
+pystoi = pytest.importorskip("pystoi", reason="pystoi is not installed")
 
 NATURAL = Path(__file__).parent.parent / "checkpoints" / "audionet_mini_natural.ckpt"
 Samples = NDArray[np.float64]

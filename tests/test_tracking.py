@@ -12,7 +12,6 @@ import numpy as np
 import pytest
 import soundfile
 import torch
-import wandb
 import yaml
 from pytorch_lightning import Trainer
 from pytorch_lightning.loggers import TensorBoardLogger
@@ -26,6 +25,8 @@ from sec4sr_pl.draws import key
 from sec4sr_pl.recognizer import Recognizer
 from sec4sr_pl.training import SpeakerModule
 from sec4sr_pl.types import SAMPLE_RATE, Batch
+
+wandb = pytest.importorskip("wandb", reason="wandb is not installed")
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:.*does not have many workers.*"),

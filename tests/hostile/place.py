@@ -15,6 +15,8 @@ from pathlib import Path
 from typing import Any
 from unittest import mock
 
+import torch
+
 CPU_SECONDS = 10
 """That no case needs, whatever else the machine does."""
 WAIT_SECONDS = 60
@@ -187,7 +189,8 @@ def bounded() -> Iterator[None]:
     limits = resource.getrlimit(resource.RLIMIT_AS)
     timers = {signal.SIGPROF: (signal.ITIMER_PROF, CPU_SECONDS), signal.SIGALRM: (signal.ITIMER_REAL, WAIT_SECONDS)}
     handlers = {number: signal.signal(number, stop) for number in timers}
-    resource.setrlimit(resource.RLIMIT_AS, (pages * resource.getpagesize() + MEMORY, limits[1]))
+    if not torch.cuda.is_available():  # CUDA takes addresses without end
+        resource.setrlimit(resource.RLIMIT_AS, (pages * resource.getpagesize() + MEMORY, limits[1]))
     for timer, seconds in timers.values():
         signal.setitimer(timer, seconds)
     try:
