@@ -119,6 +119,8 @@ def test_a_backbone_is_built_without_arguments_and_tells_its_embedding_size(row:
 
 def test_scores_in_a_padded_batch_are_those_alone(model: Recognizer, speech: Speech, device: torch.device) -> None:
     model, waveforms, lengths = model.to(device), *(tensor.to(device) for tensor in speech)
+    if device.type == "cuda":  # cuDNN computes another length by another algorithm, which rounds otherwise
+        model, waveforms = model.double(), waveforms.double()
     scores = model(waveforms, lengths)
     assert scores.std(0).min() > 0.1
     for row, waveform, length in zip(scores, waveforms, lengths, strict=True):

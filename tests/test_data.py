@@ -73,8 +73,9 @@ def batches(loader: Any, epoch: int = 0) -> list[Batch]:
     return list(loader)
 
 
-def as_rank(data: SpeakerData, rank: int, replicas: int) -> SpeakerData:
-    data.trainer = SimpleNamespace(world_size=replicas, global_rank=rank)  # type: ignore[assignment]
+def as_rank(data: SpeakerData, rank: int, replicas: int, place: str = "cpu") -> SpeakerData:
+    strategy = SimpleNamespace(root_device=torch.device(place))
+    data.trainer = SimpleNamespace(world_size=replicas, global_rank=rank, strategy=strategy)  # type: ignore[assignment]
     return data
 
 
@@ -527,6 +528,11 @@ def many(tmp_path_factory: pytest.TempPathFactory) -> Path:
     train = {speaker: [1_600] * 6 for speaker in "abcd"} | {"e": [1_600] * 3}
     test = {speaker: [1_600] * 4 for speaker in "abcd"} | {"e": [1_600] * 3}
     return fill(tmp_path_factory.mktemp("many"), {"train": train, "test": test})
+
+
+@pytest.mark.parametrize(("place", "pinned"), [("cpu", False), ("cuda", True)])
+def test_memory_is_pinned_for_a_gpu_that_is_used(place: str, pinned: bool, many: Path) -> None:
+    assert as_rank(SpeakerData(many), 0, 1, place).train_dataloader().pin_memory == pinned
 
 
 @pytest.mark.parametrize("epoch", [0, 5])

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from speechbrain.utils import quirks
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -74,6 +75,12 @@ def test_the_ascent_of_weights_is_finite_in_float16(speech: Speech) -> None:
 
 
 # What else was wrong on accelerators
+
+
+def test_no_import_turns_on_products_of_19_bits() -> None:
+    """SpeechBrain's does, for all of the process."""
+    assert "allow_tf32" in quirks.excluded_quirks
+    assert "allow_tf32" not in quirks.applied_quirks
 
 
 def test_a_fused_network_is_in_eval_mode_in_all_its_parts() -> None:

@@ -440,12 +440,16 @@ class SpeakerData(LightningDataModule):
             collate_fn=collate,
             num_workers=self.num_workers,
             persistent_workers=self.num_workers > 0,
-            pin_memory=torch.cuda.is_available(),
+            pin_memory=self._on_cuda(),
         )
         if self._position is not None:
             self._loader.load_state_dict(self._position)
             self._position = None
         return self._loader
+
+    def _on_cuda(self) -> bool:
+        """Whether a trainer will bring the batches to a GPU: to pin their memory would open one otherwise."""
+        return self.trainer is not None and self.trainer.strategy.root_device.type == "cuda"
 
     def val_dataloader(self) -> DataLoader[Batch]:
         """The development part, no utterance twice."""
