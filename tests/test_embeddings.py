@@ -92,7 +92,8 @@ def test_a_folder_of_the_hub_gives_the_embeddings_that_speechbrain_computes(
     name: str, hub_folder: Path, speech: Speech
 ) -> None:
     waveforms, lengths = speech
-    reference = EncoderClassifier.from_hparams(source=str(hub_folder), savedir=str(hub_folder / "loaded"))
+    folders = {"source": str(hub_folder), "savedir": str(hub_folder / "loaded")}
+    reference = EncoderClassifier.from_hparams(**folders, run_opts={"device": "cpu"})
     backbone = BACKBONES[name].pretrained(hub_folder)
     recognizer = Recognizer(Fbank(backbone.inputs), backbone, ClosedSet(backbone.embedding_size, 2)).eval()
     embeddings = recognizer.embed(waveforms, lengths)

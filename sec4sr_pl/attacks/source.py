@@ -165,15 +165,15 @@ def scores_and_gradient(
 def normal(count: int, like: Tensor, lengths: Tensor, generators: Generators) -> Tensor:
     """Normal draws on the valid samples of (batch, time), `count` of each, (count, batch, time); zero on padding.
 
-    Drawn where the generator lives; reading the lengths synchronizes an accelerator.
+    Drawn where the generators live, and brought over at once; reading the lengths synchronizes an accelerator.
     """
-    draws = like.new_zeros(count, *like.shape)
-    for row, length in enumerate(lengths.tolist()):
-        own = generators[row] if isinstance(generators, Sequence) else generators
-        device = like.device if own is None else own.device
+    each = generators if isinstance(generators, Sequence) else [generators] * len(like)
+    device = like.device if each[0] is None else each[0].device
+    draws = torch.zeros(count, *like.shape, device=device, dtype=like.dtype)
+    for row, (own, length) in enumerate(zip(each, lengths.tolist(), strict=True)):
         for draw in draws:  # one by one: how many at a time depends on the batch
-            draw[row, :length] = torch.randn(length, generator=own, device=device, dtype=like.dtype).to(like.device)
-    return draws
+            draw[row, :length] = torch.randn(length, generator=own, device=device, dtype=like.dtype)
+    return draws.to(like.device)
 
 
 def row_generators(generators: Generators, batch: int) -> list[torch.Generator]:
@@ -189,7 +189,8 @@ def uniform(like: Tensor, generator: Generators) -> Tensor:
     """Uniform draws in [0, 1) of the shape and device of `like`; the same on every device for a CPU generator."""
     if isinstance(generator, Sequence):  # one number a row seeds its draws: how many follow depends on the padding
         seeds = [int(torch.randint(2**63 - 1, (), generator=own)) for own in generator]
-        rows = zip(like, seeds, strict=True)
-        return torch.stack([uniform(row, torch.Generator().manual_seed(seed)) for row, seed in rows])
+        own = [torch.Generator().manual_seed(seed) for seed in seeds]
+        rows = [torch.rand(like.shape[1:], generator=each, dtype=like.dtype) for each in own]
+        return torch.stack(rows).to(like.device)
     device = like.device if generator is None else generator.device
     return torch.rand(like.shape, generator=generator, device=device, dtype=like.dtype).to(like.device)
