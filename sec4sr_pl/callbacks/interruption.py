@@ -121,7 +121,7 @@ class StopOnSignal(Checkpoint):
         folder = next((c.dirpath for c in trainer.checkpoint_callbacks if isinstance(c, ModelCheckpoint)), None)
         if folder is not None:
             path = Path(folder) / f"{ModelCheckpoint.CHECKPOINT_NAME_LAST}{ModelCheckpoint.FILE_EXTENSION}"
-            trainer.save_checkpoint(path)
+            trainer.save_checkpoint(path, weights_only=False)
             message += f": resume with --ckpt_path {path}"
         unobserved()  # loggers may now take longer than the other processes
         raise (SIGINTException if asked == signal.SIGINT else SIGTERMException)(message)
