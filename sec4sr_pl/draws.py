@@ -22,6 +22,17 @@ def kept_generators(device: torch.device) -> Iterator[None]:
         yield
 
 
+def seed_generators(seed: int, device: torch.device) -> None:
+    """Seed the global generators of the CPU and of a device.
+
+    `torch.manual_seed` seeds those of every kind of device, and for each that nobody has used yet it writes the stack
+    down, which takes milliseconds.
+    """
+    torch.default_generator.manual_seed(seed)
+    if device.type != "cpu":
+        torch.get_device_module(device).manual_seed(seed)
+
+
 class Draws:
     """A generator that can be copied and pickled with the module that owns it."""
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 from scipy.stats import kstest
 
-from sec4sr_pl.draws import Draws, key, normal, uniform
+from sec4sr_pl.draws import Draws, key, normal, seed_generators, uniform
 
 
 def test_a_key_is_a_hash_of_its_parts_that_any_process_can_compute() -> None:
@@ -106,3 +106,10 @@ def test_the_keys_of_the_first_rows_do_not_depend_on_how_many_follow() -> None:
     assert len(set(keys + later)) == 16
     draws.seed(3)
     assert draws.keys(3) == keys[:3]
+
+
+def test_seeding_the_generators_gives_the_draws_of_torchs_own_seed() -> None:
+    torch.manual_seed(7)
+    expected = torch.rand(5)
+    seed_generators(7, torch.device("cpu"))
+    assert torch.equal(torch.rand(5), expected)

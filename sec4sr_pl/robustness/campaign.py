@@ -25,7 +25,7 @@ from sec4sr_pl.checkpoint import checksum, describe
 from sec4sr_pl.data.base import Utterances, collate
 from sec4sr_pl.data.batches import SECONDS, bounded
 from sec4sr_pl.data.manifest import check_lengths
-from sec4sr_pl.draws import kept_generators, key
+from sec4sr_pl.draws import kept_generators, key, seed_generators
 from sec4sr_pl.files import filename, read_text, whole
 from sec4sr_pl.recognizer import Ensemble, Recognizer
 from sec4sr_pl.robustness.probe import (
@@ -340,7 +340,7 @@ class Campaign:
         seed = self.seeds(name, names, purpose)
         self.undefended.seed(seed)  # it shares what it can, and may have a scorer of its own
         self.recognizer.seed(seed)
-        torch.manual_seed(seed)
+        seed_generators(seed, self.recognizer.scorer.threshold.device)
 
     def aims(self, batch: Batch) -> Tensor:
         """What the attacks want of each utterance, (batch,): to leave its label, or to reach the target."""

@@ -13,7 +13,7 @@ from sec4sr_pl.attacks.gradient import attack_loss
 from sec4sr_pl.attacks.source import BackPropagation, LossOfScores, NoGradientError
 from sec4sr_pl.attacks.transformed import Transformed
 from sec4sr_pl.defenses import Defense
-from sec4sr_pl.draws import kept_generators
+from sec4sr_pl.draws import kept_generators, seed_generators
 from sec4sr_pl.recognizer import Ensemble, Recognizer
 from sec4sr_pl.types import Batch, valid_mask
 
@@ -134,7 +134,7 @@ def repeated(recognizer: Recognizer | Ensemble, batch: Batch) -> bool:
     with kept_generators(batch.waveforms.device):
         for draw in range(2):
             recognizer.seed(0)
-            torch.manual_seed(draw)  # the generator of who does not say so
+            seed_generators(draw, batch.waveforms.device)  # the generator of who does not say so
             found = scores_and_gradient_or_zero(recognizer, batch, best)  # by one call
             scores.append(found[0].cpu().double())
             gradients.append(found[1].cpu().double())
@@ -188,7 +188,7 @@ def slopes(recognizer: Recognizer | Ensemble, batch: Batch, objective: Objective
 
     def start() -> None:
         recognizer.seed(0)
-        torch.manual_seed(0)
+        seed_generators(0, batch.waveforms.device)
 
     def margin(waveforms: Tensor) -> Tensor:
         start()
