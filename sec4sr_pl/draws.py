@@ -1,9 +1,11 @@
 """Seeds and draws that depend on what is drawn for, never on worker, rank or what ran before."""
 
 import hashlib
+import random
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -16,21 +18,30 @@ def key(*parts: object) -> int:
 
 @contextmanager
 def kept_generators(device: torch.device) -> Iterator[None]:
-    """A block after which the global generators of the CPU and of a device are as they were before."""
+    """A block after which the global generators of torch, of a device, numpy and Python are as they were before."""
     devices = [] if device.type == "cpu" else [torch.device(device.type, device.index or 0)]
-    with torch.random.fork_rng(devices, device_type="cuda" if device.type == "cpu" else device.type):
-        yield
+    pythons, numpys = random.getstate(), np.random.get_state()
+    try:
+        with torch.random.fork_rng(devices, device_type="cuda" if device.type == "cpu" else device.type):
+            yield
+    finally:
+        random.setstate(pythons)
+        np.random.set_state(numpys)
 
 
 def seed_generators(seed: int, device: torch.device) -> None:
-    """Seed the global generators of the CPU and of a device.
+    """Seed the global generators of torch, of one device, numpy and Python.
 
     `torch.manual_seed` seeds those of every kind of device, and for each that nobody has used yet it writes the stack
     down, which takes milliseconds.
     """
+    random.seed(seed)
+    np.random.seed(seed % 2**32)
     torch.default_generator.manual_seed(seed)
     if device.type != "cpu":
-        torch.get_device_module(device).manual_seed(seed)
+        place = torch.get_device_module(device)
+        with getattr(place, "device", nullcontext)(device):  # else that of the current one; some kinds have but one
+            place.manual_seed(seed)
 
 
 class Draws:

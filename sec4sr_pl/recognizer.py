@@ -11,7 +11,7 @@ from sec4sr_pl.defenses.base import Defense
 from sec4sr_pl.draws import key
 from sec4sr_pl.features import FrontEnd
 from sec4sr_pl.scoring import ClosedSet, EnrolledScorer, Scorer
-from sec4sr_pl.types import REJECT, full_lengths
+from sec4sr_pl.types import REJECT, full_lengths, single_precision
 
 
 def best_above(scores: Tensor, threshold: Tensor) -> Tensor:
@@ -178,6 +178,8 @@ class Recognizer(nn.Module):
             ) from error
         size = getattr(backbone, "embedding_size", None)
         refuse_other_shape("embeddings", embeddings, len(frames), size or "embedding_size", backbone)
+        if embeddings.is_inference() and not torch.is_inference_mode_enabled():
+            embeddings = embeddings.clone()  # the scorer could not keep it for a gradient, which there is none of
         return embeddings.to(frames.device)  # type: ignore[no-any-return]
 
     def _embed_by_length(self, frames: Tensor, lengths: Tensor) -> Tensor:
@@ -194,7 +196,7 @@ class Recognizer(nn.Module):
         """
         scores = self.scorer(self.embed(waveforms, lengths))
         refuse_other_shape("scores", scores, len(waveforms), len(self.scorer.speakers), self.scorer)
-        return scores  # type: ignore[no-any-return]
+        return single_precision(scores)
 
     def decide(self, scores: Tensor) -> Tensor:
         """The best speaker of (batch, speakers) scores if its score is above the threshold, else `REJECT`."""
@@ -331,7 +333,12 @@ class Ensemble(nn.Module):
 
     def with_defenses(self, defenses: Sequence[Defense]) -> "Ensemble":
         """The same members, each behind its own copy of other defenses; scorers as in `Recognizer.with_defenses`."""
-        other = Ensemble([member.with_defenses(copy.deepcopy(list(defenses))) for member in self.members])  # type: ignore[operator]
+        members = [member.with_defenses(copy.deepcopy(list(defenses))) for member in self.members]  # type: ignore[operator]
+        return self.with_members(members)
+
+    def with_members(self, members: Sequence[Recognizer]) -> "Ensemble":
+        """Other members, with this ensemble's threshold and in its mode."""
+        other = Ensemble(members)
         other.scorer.load_state_dict(self.scorer.state_dict())
         other.training = other.members.training = other.scorer.training = self.training
         return other

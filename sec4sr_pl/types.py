@@ -49,6 +49,11 @@ def mask_padding(signal: Tensor, lengths: Tensor) -> Tensor:
     return signal.masked_fill(~mask.reshape(mask.shape + (1,) * (signal.dim() - 2)), 0.0)
 
 
+def single_precision(scores: Tensor) -> Tensor:
+    """Scores no less precise than float32: in half, a score and the threshold that it exceeds may be one number."""
+    return scores.float() if scores.element_size() < 4 else scores
+
+
 def full_lengths(signal: Tensor) -> Tensor:
     """(batch,) int64: every position of dimension 1 is valid."""
     return torch.full((signal.shape[0],), signal.shape[1], dtype=torch.int64, device=signal.device)

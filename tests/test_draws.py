@@ -3,14 +3,16 @@
 import copy
 import hashlib
 import pickle
+import random
 from collections.abc import Callable
 from itertools import pairwise
 
+import numpy as np
 import pytest
 import torch
 from scipy.stats import kstest
 
-from sec4sr_pl.draws import Draws, key, normal, seed_generators, uniform
+from sec4sr_pl.draws import Draws, kept_generators, key, normal, seed_generators, uniform
 
 
 def test_a_key_is_a_hash_of_its_parts_that_any_process_can_compute() -> None:
@@ -113,3 +115,25 @@ def test_seeding_the_generators_gives_the_draws_of_torchs_own_seed() -> None:
     expected = torch.rand(5)
     seed_generators(7, torch.device("cpu"))
     assert torch.equal(torch.rand(5), expected)
+
+
+def test_what_draws_from_any_global_generator_is_seeded_and_given_back() -> None:
+    def draw() -> tuple[float, ...]:
+        return float(torch.rand(())), float(np.random.rand()), random.random()
+
+    device = torch.device("cpu")
+    seed_generators(1, device)
+    expected = draw(), draw()
+    seed_generators(1, device)
+    assert draw() == expected[0]
+    with kept_generators(device):
+        seed_generators(2, device)
+        assert not set(draw()) & set(expected[0] + expected[1])
+    assert draw() == expected[1]
+
+
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two CUDA GPUs")
+def test_the_generator_of_the_device_given_is_seeded_whichever_is_the_current_one() -> None:
+    before = torch.cuda.get_rng_state(0)
+    seed_generators(7, torch.device("cuda:1"))
+    assert torch.cuda.initial_seed() != 7 and torch.equal(torch.cuda.get_rng_state(0), before)

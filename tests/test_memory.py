@@ -1,5 +1,7 @@
 """The memory of a score function is counted as an allocator would."""
 
+import weakref
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -41,3 +43,11 @@ def test_it_grows_with_the_batch_on_an_accelerator_only() -> None:
     with torch.no_grad():
         counted(x, torch.tensor([100, 100]))
     assert counted.cost.bytes_per_sample is None
+
+
+def test_weights_that_outlive_it_are_not_watched_any_more() -> None:
+    network, before = nn.Linear(4, 4), len(weakref.finalize._registry)  # type: ignore[attr-defined]
+    for _ in range(3):
+        with PeakMemory():
+            network(torch.randn(2, 4))
+    assert len(weakref.finalize._registry) <= before  # type: ignore[attr-defined]

@@ -14,7 +14,20 @@ from pytorch_lightning import Trainer
 from test_campaign import SPEAKERS, fit, load, write_voices
 from torch import Tensor, nn
 
-from sec4sr_pl.attacks import CW2, FGSM, PGD, Attack, Claim, Objective, Square, UniformNoise
+from sec4sr_pl.attacks import (
+    APGD,
+    CW2,
+    FAKEBOB,
+    FGSM,
+    NES,
+    PGD,
+    Attack,
+    AutoAttack,
+    Claim,
+    Objective,
+    Square,
+    UniformNoise,
+)
 from sec4sr_pl.attacks.universal import learn
 from sec4sr_pl.checkpoint import CheckpointError, rebuild, save_recognizer
 from sec4sr_pl.data import SpeakerData
@@ -24,7 +37,7 @@ from sec4sr_pl.recognizer import Recognizer
 from sec4sr_pl.robustness import Campaign, summarize
 from sec4sr_pl.scoring import ClosedSet, Cosine, Scorer
 from sec4sr_pl.training import SpeakerModule
-from sec4sr_pl.types import REJECT
+from sec4sr_pl.types import REJECT, Batch
 
 WEIGHT = torch.randn(4, 100, generator=torch.Generator().manual_seed(0))
 
@@ -106,6 +119,100 @@ def test_scores_that_are_no_numbers_are_no_success(attack: Attack) -> None:
     waveforms, labels = speech()
     with pytest.raises(ValueError, match=r"Expected finite scores, got others in rows \[1\]"):
         attack(broken_where_changed(waveforms), waveforms, labels)
+
+
+def numbers_for(clean: Tensor) -> Callable[[Tensor, Tensor], Tensor]:
+    """NaN for whatever is not one of these waveforms, whichever others are in the batch."""
+
+    def score(waveforms: Tensor, lengths: Tensor) -> Tensor:
+        near = (waveforms[:, None] - clean).abs().amax(2).amin(1) < 1e-7
+        return linear(waveforms, lengths).masked_fill(~near[:, None], torch.nan)
+
+    return score
+
+
+@pytest.mark.filterwarnings("ignore:.*met gradients that are not finite")
+@pytest.mark.parametrize(
+    "attack",
+    [
+        PGD(steps=2, restarts=2),
+        PGD(steps=2, restarts=2, source=NES(samples=2)),
+        Square(steps=3),
+        APGD(steps=3),
+        CW2(steps=3),
+        AutoAttack(steps=2, queries=2),
+        FAKEBOB(steps=3),
+    ],
+    ids=lambda attack: attack.name,
+)
+def test_an_attack_that_keeps_its_best_point_does_not_pass_over_scores_that_are_no_numbers(attack: Attack) -> None:
+    waveforms, labels = speech()
+    with pytest.raises(ValueError, match=r"Expected finite scores, got others in rows \[0, 1, 2\]"):
+        attack(numbers_for(waveforms), waveforms, labels)
+
+
+class BrokenBackward(torch.autograd.Function):
+    """Its gradient raises."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        return x.clone()
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
+        raise RuntimeError("backward can only be called in training mode")
+
+
+def test_a_backward_that_fails_is_told_and_attacked_by_queries() -> None:
+    waveforms, labels = speech()
+
+    def score(w: Tensor, n: Tensor) -> Tensor:
+        return BrokenBackward.apply(linear(w, n))  # type: ignore[no-any-return]
+
+    with pytest.raises(ValueError, match=r"failed \(backward can only .* mode\): mend the model .* attack by queries"):
+        PGD(steps=2)(score, waveforms, labels)
+    assert Square(steps=3)(score, waveforms, labels).waveforms.shape == waveforms.shape
+
+
+@pytest.mark.parametrize("way", ["backward", "inference mode"])
+def test_a_campaign_by_queries_needs_no_gradient(way: str, voices: Utterances, tmp_path: Path) -> None:
+    recognizer = fit(voices)
+    forward = recognizer.backbone.forward
+    if way == "backward":
+        recognizer.backbone.forward = lambda *given: BrokenBackward.apply(forward(*given))  # type: ignore[method-assign]
+    else:
+        recognizer.backbone.forward = torch.inference_mode()(forward)  # type: ignore[method-assign]
+    recognizer.backbone.fused = lambda: recognizer.backbone  # type: ignore[method-assign]
+    campaign = Campaign(recognizer, voices, [Square(steps=2)], tmp_path / "out", perceptual=False)
+    campaign.run()
+    assert "no-gradient" not in {flag.id for flag in summarize(campaign).sentinel.flags}
+
+
+@pytest.mark.parametrize("half", [torch.float16, torch.bfloat16], ids=["float16", "bfloat16"])
+def test_scores_in_half_are_compared_with_thresholds_in_single(half: torch.dtype) -> None:
+    scores, labels = torch.tensor([[0.7, 0.1]]).to(half), torch.zeros(1, dtype=torch.int64)
+    below = float(scores[0, 0]) - 1e-5
+    for scored in (scores, scores.float()):
+        assert Objective(below).decide(scored, labels).item() == 0
+        assert Objective(below, nonfinite_succeeds=True).loss(scored, labels).item() == pytest.approx(1e-5, rel=0.1)
+
+
+def test_a_campaign_takes_weights_in_bfloat16(voices: Utterances, tmp_path: Path) -> None:
+    marks = []
+    for value in (0.0, 1.0):
+        recognizer = fit(voices)
+        recognizer.backbone.register_buffer("bfloat16_weight", torch.full((2,), value, dtype=torch.bfloat16))
+        marks.append(Campaign(recognizer, voices, [FGSM()], tmp_path / "out", perceptual=False).mark)
+    assert marks[0] != marks[1]
+
+
+def test_a_validation_stops_at_scores_that_are_no_numbers(deaf_to_attacks: Recognizer) -> None:
+    module = SpeakerModule(deaf_to_attacks.eval())
+    batch = Batch(
+        0.1 * torch.randn(2, 8_000), torch.tensor([8_000, 8_000]), torch.zeros(2, dtype=torch.int64), ["a", "b"]
+    )
+    with pytest.raises(ValueError, match="Expected finite scores in the validation, got others of a, b"):
+        module.validation_step(batch, 0)
 
 
 def test_gradients_that_are_no_numbers_are_told() -> None:

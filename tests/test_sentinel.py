@@ -38,10 +38,10 @@ from sec4sr_pl.attacks import (
 )
 from sec4sr_pl.data.base import Utterances, collate
 from sec4sr_pl.defenses import AverageSmoothing, Defense, GaussianNoise, Quantization
-from sec4sr_pl.recognizer import Recognizer
+from sec4sr_pl.recognizer import Ensemble, Recognizer
 from sec4sr_pl.robustness import Campaign, summarize
 from sec4sr_pl.robustness.campaign import BENIGN
-from sec4sr_pl.robustness.probe import ball, limited, onward, queries_victim, white_box, witness
+from sec4sr_pl.robustness.probe import ball, limited, onward, queries_victim, white_box, without_substitutes, witness
 from sec4sr_pl.robustness.sentinel import CHECKS, Report, beats
 from sec4sr_pl.robustness.transfer import Transfer
 from sec4sr_pl.scoring import ClosedSet
@@ -87,6 +87,15 @@ def like(scorer: ClosedSet, kind: type[ClosedSet]) -> ClosedSet:
     other = kind(scorer.embedding_size, scorer.speakers)
     other.load_state_dict(scorer.state_dict())
     return other
+
+
+def test_a_declared_defense_of_one_member_leaves_those_of_the_others_to_be_asked(recognizer: Recognizer) -> None:
+    chains: list[list[Defense]] = [[AverageSmoothing(3)], [Quantization(8), AverageSmoothing(5)]]
+    ensemble = Ensemble([recognizer.with_defenses(chain) for chain in chains]).eval()
+    ensemble.scorer.threshold.fill_(0.25)
+    left = without_substitutes(ensemble)
+    assert [type(defense) for defense in left.defenses] == [AverageSmoothing, AverageSmoothing]
+    assert left.scorer.threshold == 0.25 and not left.training
 
 
 class Rounded(ClosedSet):

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from sec4sr_pl.attacks.memory import Cost
 from sec4sr_pl.attacks.objective import Objective
-from sec4sr_pl.types import full_lengths, mask_padding
+from sec4sr_pl.types import full_lengths, mask_padding, single_precision
 
 Score = Callable[[Tensor, Tensor], Tensor]
 """(waveforms, lengths) -> (batch, speakers) scores: all that an attack sees of a model."""
@@ -72,7 +72,7 @@ class CountedScore:
     def __init__(self, score: Score, batch: Tensor, masked: bool) -> None:
         self.score, self.masked = score, masked
         self.queries = torch.zeros(len(batch), dtype=torch.int64, device=batch.device)
-        self.broken = torch.zeros(len(batch), dtype=torch.bool, device=batch.device)
+        self.broken, self.unscored = torch.zeros(2, len(batch), dtype=torch.bool, device=batch.device)
         self.rows: Tensor | slice = slice(None)
         self.size = len(batch)
         self.cost = Cost()
@@ -102,7 +102,8 @@ class CountedScore:
 
     def __call__(self, waveforms: Tensor, lengths: Tensor) -> Tensor:
         """Scores of the utterances in order, or of several copies of the batch one after the other."""
-        self.queries[self.rows] += len(waveforms) // max(1, self.size)
+        copies = len(waveforms) // max(1, self.size)
+        self.queries[self.rows] += copies
         told = self.masked or not isinstance(self.score, nn.Module)
         theirs = not hasattr(self.score, "fused")
         given = waveforms.clone() if theirs else waveforms  # somebody else's may write into it
@@ -124,7 +125,9 @@ class CountedScore:
             )
         if not scores.is_floating_point():
             raise ValueError(f"Expected floating-point scores, got {scores.dtype}: scores, not decisions")
-        return scores.to(waveforms.device)
+        scores = single_precision(scores.to(waveforms.device))
+        self.unscored[self.rows] |= ~scores.isfinite().all(1).reshape(copies, self.size).all(0)
+        return scores
 
     def note(self, gradient: Tensor) -> None:
         """Remember whose (batch, time) gradients are not finite, without looking at them yet."""
@@ -211,7 +214,7 @@ class Attack(ABC):
             valid = full_lengths(original) if lengths is None else lengths.clone()
             masked = lengths is not None
             if measure and len(original):
-                objective.check(labels, CountedScore(score, original, masked)(original[:1], valid[:1]).shape[1])
+                objective.check(labels, CountedScore(score, original[:1], masked)(original[:1], valid[:1]).shape[1])
             broken = torch.zeros_like(labels, dtype=torch.bool)
             presented, total = self.present(original, valid)
             result = AttackResult(
@@ -227,7 +230,7 @@ class Attack(ABC):
                 if measure:
                     scores = counted.on(score)(result.waveforms[rows], total[rows])
                     if not objective.nonfinite_succeeds:
-                        check_finite(scores, rows.start)
+                        refuse_unscored(counted.unscored, rows.start)
                     result.achieved[rows] = objective.achieved(scores, labels[rows])
                 result.queries[rows], broken[rows] = counted.queries, counted.broken
             if measure and bool(broken.any()):
@@ -282,16 +285,20 @@ class NonFiniteError(ValueError):
         self.rows = rows
 
 
-def check_finite(scores: Tensor, first: int = 0) -> None:
-    """Refuse (batch, speakers) scores that can't be compared: they are neither a success nor a failure.
+def refuse_unscored(unscored: Tensor, first: int) -> None:
+    """Refuse an attack that met scores which can't be compared: they are neither a success nor a failure.
+
+    An attack that keeps the best point it has seen would else pass them over, as if it had met resistance.
+
+    Args:
+        unscored: (batch,) whether an utterance had such scores.
+        first: what rows are counted from.
 
     Raises:
-        NonFiniteError: with the rows, counted from `first`.
+        NonFiniteError: with the rows.
     """
-    finite = scores.isfinite().all(1)
-    if not bool(finite.all()):
-        rows = [first + row for row in (~finite).nonzero().flatten().tolist()]
-        raise NonFiniteError(rows)
+    if bool(unscored.any()):
+        raise NonFiniteError([first + row for row in unscored.nonzero().flatten().tolist()])
 
 
 def check(waveforms: Tensor, labels: Tensor, lengths: Tensor | None, values: bool) -> None:

@@ -22,6 +22,7 @@ class PeakMemory(TorchDispatchMode):  # type: ignore[no-untyped-call]
         super().__init__()  # type: ignore[no-untyped-call]
         self.now = self.peak = 0
         self.known: set[int] = set()
+        self.watched: list[weakref.finalize[Any, Any]] = []
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Run an operation, and count the storages of its results that are none of its arguments'."""
@@ -40,7 +41,14 @@ class PeakMemory(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self.known.add(storage._cdata)
         self.now += size
         self.peak = max(self.peak, self.now)
-        weakref.finalize(storage, self.forget, storage._cdata, size)
+        self.watched.append(weakref.finalize(storage, self.forget, storage._cdata, size))
+
+    def __exit__(self, *error: Any) -> None:
+        """Look at nothing any more: weights would keep what watches them."""
+        super().__exit__(*error)  # type: ignore[no-untyped-call]
+        for watch in self.watched:
+            watch.detach()
+        self.watched.clear()
 
     def forget(self, address: int, size: int) -> None:
         """A storage is gone."""

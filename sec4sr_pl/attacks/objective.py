@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from sec4sr_pl.types import REJECT
+from sec4sr_pl.types import REJECT, single_precision
 
 CERTAIN = 1e6
 """The score that stands for one that is not finite, on the attack's side: beyond any other."""
@@ -67,7 +67,11 @@ class Objective:
             )
 
     def judged(self, scores: Tensor, labels: Tensor) -> Tensor:
-        """The (batch, speakers) scores; where `nonfinite_succeeds`, rows that are not finite become the wanted ones."""
+        """The (batch, speakers) scores, no less precise than float32.
+
+        Where `nonfinite_succeeds`, rows that are not finite become the wanted ones.
+        """
+        scores = single_precision(scores)
         if not self.nonfinite_succeeds:
             return scores
         wanted = labels if self.targeted else self.others(torch.zeros_like(scores), labels, 1).squeeze(1)

@@ -65,8 +65,17 @@ def input_gradient(loss: Tensor, x: Tensor) -> Tensor:
     scale = HALF_SCALE if half else 1.0
     gradient = None
     if loss.requires_grad:
-        with torch.autocast(device, enabled=False):
-            (gradient,) = torch.autograd.grad(loss * scale, x, allow_unused=True)
+        try:
+            with torch.autocast(device, enabled=False):
+                (gradient,) = torch.autograd.grad(loss * scale, x, allow_unused=True)
+        except torch.OutOfMemoryError:
+            raise
+        except RuntimeError as error:  # somebody else's backward may raise anything
+            raise NoGradientError(
+                f"The gradient of the scores failed ({str(error).partition(chr(10))[0]}): mend the model (on CUDA an "
+                "LSTM or GRU in eval mode needs torch.backends.cudnn.flags(enabled=False) around it), or attack by "
+                "queries, e.g. by Square or with source=NES()"
+            ) from error
     if gradient is None:
         raise NoGradientError(
             "The scores do not follow from the waveform by operations that have a gradient (they were computed under "

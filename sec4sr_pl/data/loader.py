@@ -26,6 +26,9 @@ def begin_work(worker: int) -> None:
     """
     pl_worker_init_function(worker)  # Lightning's own, which it gives to loaders that have no other
     parent = multiprocessing.parent_process()
+    if not hasattr(signal, "sigtimedwait"):  # on macOS; there it dies of SIGTERM as any process
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})
+        return
 
     def listen() -> None:
         while parent and os.getppid() == parent.pid:

@@ -173,11 +173,11 @@ class Campaign:
         """What makes this campaign; written down, and compared by a resume."""
         files = {path: checksum(path) for path in {utterance.path for utterance in self.data.utterances}}
         utterances = [(u.name, u.speaker, u.start, u.frames, files[u.path]) for u in self.data.utterances]
-        weights = [(name, tensor.cpu().numpy().tobytes()) for name, tensor in self.recognizer.state_dict().items()]
+        weights = [(name, content(tensor)) for name, tensor in self.recognizer.state_dict().items()]
         return {
             **extra,
             "format": FORMAT,
-            "weights": f"{key(*((name, sha256(content).hexdigest()) for name, content in weights)):016x}",
+            "weights": f"{key(*((name, sha256(held).hexdigest()) for name, held in weights)):016x}",
             "torch": torch.__version__,
             "software": sorted({defense.software for defense in self.recognizer.defenses} - {""}),
             "recognizer": describe(self.recognizer),
@@ -543,6 +543,11 @@ class Campaign:
             "achieved": achieved.tolist(),
             "margin": finite(margins),
         }
+
+
+def content(tensor: Tensor) -> bytes:
+    """What a tensor holds, of any type: numpy knows no bfloat16."""
+    return tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes()
 
 
 def not_finite(names: Iterable[str], attack: str) -> str:

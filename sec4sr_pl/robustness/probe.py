@@ -117,11 +117,14 @@ def witness(attack: Attack) -> Attack | None:
 
 def without_substitutes(recognizer: Recognizer | Ensemble) -> Recognizer | Ensemble:
     """The recognizer without the defenses for which another gradient stands, which finite differences contradict."""
+    if isinstance(recognizer, Ensemble):
+        members = [cast(Recognizer, without_substitutes(member)) for member in recognizer.members]  # type: ignore[arg-type]
+        return recognizer.with_members(members)
     defenses = cast(Sequence[Defense], recognizer.defenses)
     kept = [defense for defense in defenses if defense.differentiable]
     if len(kept) == len(defenses):
         return recognizer
-    return recognizer.with_defenses([] if isinstance(recognizer, Ensemble) else kept)
+    return recognizer.with_defenses(kept)
 
 
 @torch.no_grad()

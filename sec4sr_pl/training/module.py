@@ -2,6 +2,7 @@
 
 import copy
 from collections.abc import Callable
+from itertools import compress
 from pathlib import Path
 from typing import Any
 
@@ -212,6 +213,8 @@ class SpeakerModule(LightningModule):
         self.recognizer.check(batch.waveforms, batch.lengths, batch.names)
         self.recognizer.seed(key(self.seed, *batch.names))
         scores = self.recognizer(batch.waveforms, batch.lengths)
+        if unscored := list(compress(batch.names, (~scores.isfinite().all(1)).tolist())):
+            raise ValueError(f"Expected finite scores in the validation, got others of {', '.join(unscored)}")
         correct = self.recognizer.decide(scores) == batch.speakers
         self.development_accuracy.update(torch.ones_like(correct), correct)
         self.log("development/accuracy", self.development_accuracy, prog_bar=True, batch_size=len(batch.names))
