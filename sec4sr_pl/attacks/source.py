@@ -177,7 +177,7 @@ def normal(count: int, like: Tensor, lengths: Tensor, generators: Generators) ->
     Drawn where the generators live, and brought over at once; reading the lengths synchronizes an accelerator.
     """
     each = generators if isinstance(generators, Sequence) else [generators] * len(like)
-    device = like.device if each[0] is None else each[0].device
+    device = like.device if not each or each[0] is None else each[0].device
     draws = torch.zeros(count, *like.shape, device=device, dtype=like.dtype)
     for row, (own, length) in enumerate(zip(each, lengths.tolist(), strict=True)):
         for draw in draws:  # one by one: how many at a time depends on the batch
