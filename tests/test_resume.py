@@ -255,6 +255,18 @@ def test_a_killed_training_ends_with_the_same_weights(
     check_kill(0, config, folder, uninterrupted, kills=0)
 
 
+def test_a_kill_after_a_resume_from_the_last_step_of_an_epoch_repeats_no_epoch(
+    config: Path, tmp_path: Path, uninterrupted: tuple[dict[str, torch.Tensor], float]
+) -> None:
+    """Step 12 is the last of an epoch without a validation, step 16 that of one with it."""
+    folder = tmp_path / "run"
+    folder.mkdir()
+    for step, place in ((12, ("a step begins", 13)), (16, ("a step begins", 5))):
+        assert forked(lambda: train_on(config, folder, place), folder / "log") == signal.SIGKILL  # noqa: B023
+        assert torch.load(folder / "last.ckpt", weights_only=True)["global_step"] == step
+    check_kill(0, config, folder, uninterrupted, kills=0)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("seed", range(20))
 def test_a_training_killed_anywhere_ends_with_the_same_weights(

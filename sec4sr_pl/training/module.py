@@ -158,6 +158,7 @@ class SpeakerModule(LightningModule):
 
         DistributedDataParallel shares them only in the forward pass of training, which comes after the attack.
         """
+        self._count_epoch()
         if self.trainer.world_size > 1:
             for module in self.recognizer.modules():
                 if isinstance(module, nn.modules.batchnorm._BatchNorm) and not isinstance(module, nn.SyncBatchNorm):
@@ -198,6 +199,16 @@ class SpeakerModule(LightningModule):
                 f"The loss has no gradient for the weights of {type(self.recognizer.backbone).__name__} (computed "
                 "under no_grad, detached, or by another library): only what comes after it is trained"
             )
+
+    def _count_epoch(self) -> None:
+        """Count the epoch, which Lightning forgets where it goes on from the last step of the one before.
+
+        A resume from a checkpoint of this epoch would else take it for one that is still to come.
+        """
+        epochs = self.trainer.fit_loop.epoch_progress
+        if epochs.total.ready == epochs.total.completed:
+            epochs.increment_ready()
+            epochs.increment_started()
 
     def on_train_batch_end(self, outputs: Any, batch: Batch, batch_idx: int) -> None:
         """Stop where a loss is no number."""
