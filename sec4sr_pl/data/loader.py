@@ -26,9 +26,6 @@ def begin_work(worker: int) -> None:
     """
     pl_worker_init_function(worker)  # Lightning's own, which it gives to loaders that have no other
     parent = multiprocessing.parent_process()
-    if not hasattr(signal, "sigtimedwait"):  # on macOS; there it dies of SIGTERM as any process
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})
-        return
 
     def listen() -> None:
         while parent and os.getppid() == parent.pid:
@@ -37,7 +34,10 @@ def begin_work(worker: int) -> None:
                 break
         os._exit(0)
 
-    threading.Thread(target=listen, daemon=True).start()
+    if hasattr(signal, "sigtimedwait"):
+        threading.Thread(target=listen, daemon=True).start()
+    else:  # on macOS it dies of SIGTERM as any process
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})
 
     def fault(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
         """Only of the thread that hands batches over: the loader tells what the work itself raises."""
