@@ -135,6 +135,8 @@ class SpeakerCLI(LightningCLI):
         super().parse_arguments(parser, args)
         self.config = at_home(self.config)
         config = self.config.get(self.config.get("subcommand"))
+        if config is not None and config.ckpt_path is None and self.config.subcommand == "validate":
+            raise ValueError("Expected --ckpt_path, the checkpoint to validate, got none: the weights would be random")
         if config is None or config.ckpt_path is None:
             return
         if config.ckpt_path == "last":

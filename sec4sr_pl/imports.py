@@ -25,10 +25,7 @@ LISTED = {
     "torch.optim": (
         "Adadelta Adafactor Adagrad Adam AdamW Adamax ASGD LBFGS Muon NAdam RAdam RMSprop Rprop SGD SparseAdam"
     ),
-    "torch.optim.lr_scheduler": (
-        "ConstantLR CosineAnnealingLR CosineAnnealingWarmRestarts CyclicLR ExponentialLR LinearLR MultiStepLR "
-        "OneCycleLR PolynomialLR ReduceLROnPlateau StepLR"
-    ),
+    "torch.optim.lr_scheduler": "CosineAnnealingLR PolynomialLR",
     "pytorch_lightning.callbacks": (
         "BatchSizeFinder DeviceStatsMonitor EMAWeightAveraging EarlyStopping GradientAccumulationScheduler "
         "LearningRateFinder LearningRateMonitor ModelCheckpoint ModelSummary OnExceptionCheckpoint RichModelSummary "
@@ -42,7 +39,8 @@ LISTED = {
 """Module -> names of its classes; none: all that it offers.
 
 What calls a function of its arguments (LambdaLR, LambdaCallback), reads pickles (sharded strategies) or reads lists of
-files without our checks (speechbrain's AddNoise) is not here."""
+files without our checks (speechbrain's AddNoise) is not here. Schedules are those whose second argument is a number of
+steps, for it is given that of the training: ExponentialLR would take it for its factor."""
 ALL_OR_SOME = ("sec4sr_pl", "torch", "pytorch_lightning", "lightning_fabric", "speechbrain")
 """Packages that nobody is advised to trust as a whole, nor Python's own modules: parts of them run any code."""
 CONSTRUCTORS = ("pretrained", "from_kaldi")

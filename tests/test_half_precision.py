@@ -15,11 +15,16 @@ from sec4sr_pl.features import Fbank, FrontEnd, LogMel, Mel
 from sec4sr_pl.recognizer import Recognizer
 from sec4sr_pl.scoring import ClosedSet
 from sec4sr_pl.training.objectives import AWP
-from sec4sr_pl.types import Batch
 
 CHECKPOINTS = Path(__file__).parent.parent / "checkpoints"
 Speech = tuple[Tensor, Tensor]
 HALVES = pytest.mark.parametrize("half", [torch.float16, torch.bfloat16], ids=["float16", "bfloat16"])
+
+
+def shortest(speech: Speech) -> Speech:
+    """Two utterances, for a CPU is slow in float16."""
+    lengths = speech[1][-2:]
+    return speech[0][-2:, : int(lengths.max())], lengths
 
 
 @pytest.mark.parametrize("name", ["natural", "adversarial"])
@@ -48,9 +53,10 @@ def test_gradients_through_a_front_end_are_finite(features: type[FrontEnd], half
 
 def test_the_psychoacoustic_loss_is_the_same_under_autocast(speech: Speech) -> None:
     recognizer = load_recognizer(CHECKPOINTS / "audionet_mini_natural.ckpt")
-    labels = recognizer(*speech).argmax(1)
+    waveforms, lengths = shortest(speech)
+    labels = recognizer(waveforms, lengths).argmax(1)
     with torch.autocast("cpu", torch.float16):
-        result = PsychoacousticPGD(steps=4)(recognizer, speech[0], labels, speech[1])
+        result = PsychoacousticPGD(steps=4)(recognizer, waveforms, labels, lengths)
     assert result.waveforms.isfinite().all()
 
 
@@ -65,13 +71,17 @@ def test_a_head_scores_in_its_own_precision(half: torch.dtype) -> None:
     torch.testing.assert_close(again, head(embeddings.to(half).float()))
 
 
-def test_the_ascent_of_weights_is_finite_in_float16(speech: Speech) -> None:
-    recognizer = Recognizer(LogMel(), AudioNet(), ClosedSet(32, 10)).train()
-    batch = Batch(speech[0], speech[1], torch.arange(8) % 10, tuple("abcdefgh"))
-    with torch.autocast("cpu", torch.float16):
-        step = AWP(PGD(steps=1))(recognizer, batch, list(range(8)))
-    step.loss.backward()
-    assert all(parameter.grad.isfinite().all() for parameter in recognizer.parameters() if parameter.grad is not None)
+def test_weights_ascend_in_float16_as_in_float32(speech: Speech) -> None:
+    """Those of convolutions; a bias before a batch norm has no gradient but rounding."""
+    recognizer = load_recognizer(CHECKPOINTS / "audionet_mini_natural.ckpt").train()
+    weights = {name: weight for name, weight in recognizer.named_parameters() if weight.dim() > 2}
+    directions = []
+    for half in (False, True):
+        recognizer.seed(0)  # its front end masks at random
+        with torch.autocast("cpu", torch.float16, enabled=half):
+            moved = AWP(PGD(steps=1)).worst_weights(recognizer, shortest(speech)[0], torch.arange(2))
+        directions.append([(moved[name] - weight).flatten() for name, weight in weights.items()])
+    assert all(functional.cosine_similarity(*pair, dim=0) > 0.99 for pair in zip(*directions, strict=True))
 
 
 # What else was wrong on accelerators

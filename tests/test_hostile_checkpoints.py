@@ -280,23 +280,13 @@ def test_shared_weights_and_files_of_old_versions_are_read(tmp_path: Path) -> No
         assert all(torch.equal(found[name], plain[name]) for name in "abce") and found["d"] == plain["d"]
 
 
-SETTINGS: dict[str, dict[str, Any]] = {
-    "MultiStepLR": {"milestones": [1, 2]},
-    "StepLR": {"step_size": 1},
-    "CyclicLR": {"base_lr": 0.1, "max_lr": 0.2},
-    "OneCycleLR": {"max_lr": 0.1, "total_steps": 5},
-    "ExponentialLR": {"gamma": 0.9},
-    "CosineAnnealingLR": {"T_max": 5},
-    "CosineAnnealingWarmRestarts": {"T_0": 5},
-}
-
-
-@pytest.mark.parametrize("schedule", LISTED["torch.optim.lr_scheduler"].split())
+@pytest.mark.parametrize("schedule", ["OneCycleLR", *LISTED["torch.optim.lr_scheduler"].split()])
 def test_the_state_of_each_schedule_that_may_be_named_is_read_again(schedule: str, tmp_path: Path) -> None:
     optimizer = torch.optim.SGD([torch.nn.Parameter(torch.ones(2, 2))], lr=0.1, momentum=0.9)
-    made = getattr(torch.optim.lr_scheduler, schedule)(optimizer, **SETTINGS.get(schedule, {}))
+    length = (0.1, 5) if schedule == "OneCycleLR" else (5,)
+    made = getattr(torch.optim.lr_scheduler, schedule)(optimizer, *length)
     optimizer.step()
-    made.step(*([1.0] if schedule == "ReduceLROnPlateau" else []))
+    made.step()
     torch.save(made.state_dict(), tmp_path / "a.ckpt")
     assert read_plain(tmp_path / "a.ckpt").keys() == made.state_dict().keys()
 

@@ -186,6 +186,7 @@ def test_variables_are_no_other_way(
         "torch.optim.adam.torch.load",
         "torch.optim.Adam.step",
         "torch.optim.lr_scheduler.LambdaLR",
+        "torch.optim.lr_scheduler.ExponentialLR",
         "pytorch_lightning.callbacks.LambdaCallback",
         "pytorch_lightning.strategies.FSDPStrategy",
         "pytorch_lightning.Trainer",
@@ -243,6 +244,19 @@ def test_listed_modules_that_recognizers_are_made_of_can_be_rebuilt() -> None:
 def test_augmentations_of_a_library_that_are_listed_keep_the_length_of_a_crop(augmentation: type[nn.Module]) -> None:
     crop = torch.rand(1, 32_000) * 0.1
     assert augmentation()(crop).shape == crop.shape
+
+
+@pytest.mark.parametrize("name", LISTED["torch.optim.lr_scheduler"].split())
+def test_schedules_that_are_listed_fall_over_the_whole_training(name: str) -> None:
+    optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=0.1)
+    schedule = getattr(torch.optim.lr_scheduler, name)(optimizer, 7)  # as SpeakerModule calls it
+    rates = []
+    for _ in range(7):
+        rates.append(optimizer.param_groups[0]["lr"])
+        optimizer.step()
+        schedule.step()
+    assert rates == sorted(set(rates), reverse=True)
+    assert optimizer.param_groups[0]["lr"] == pytest.approx(0, abs=1e-9)
 
 
 # Checkpoints

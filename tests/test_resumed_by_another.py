@@ -123,6 +123,12 @@ def test_other_speakers_are_refused_and_named(
     assert f"differs in the speakers of the data: {said}" in capsys.readouterr().err
 
 
+def test_a_validation_without_a_checkpoint_is_refused(config: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        cli.train(["validate", f"--config={config}"])
+    assert "Expected --ckpt_path, the checkpoint to validate" in capsys.readouterr().err
+
+
 def test_a_file_more_is_another_epoch(config: Path, trained: Path, tmp_path: Path) -> None:
     shutil.copytree(config.parent / "train", tmp_path / "train")
     shutil.copy(tmp_path / "train" / "speaker0" / "s0u0.wav", tmp_path / "train" / "speaker0" / "s0u9.wav")

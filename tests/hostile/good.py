@@ -103,7 +103,13 @@ TRIAL_LIST = Command(
     "made.txt",
 )
 FIT = Command("train.py", "sec4sr_pl.cli:train", {"config": "training.yaml"}, "", before=("fit",))
-VALIDATE = Command("train.py", "sec4sr_pl.cli:train", {"config": "training.yaml"}, "", before=("validate",))
+VALIDATE = Command(
+    "train.py",
+    "sec4sr_pl.cli:train",
+    {"config": "training.yaml", "ckpt_path": "trained/last.ckpt"},
+    "",
+    before=("validate",),
+)
 TRIED = {
     "data": "VoxCeleb",
     "data.test_split": "nested",
@@ -128,7 +134,7 @@ COMMANDS = {
     "verify": VERIFY,
     "kaldi": KALDI,
 }
-INPUTS = ("data", "given.ckpt", "verify.ckpt", "training.yaml", "kaldi.yaml", "models")
+INPUTS = ("data", "given.ckpt", "verify.ckpt", "training.yaml", "kaldi.yaml", "models", "trained")
 
 
 def voice(path: Path, speaker: int, index: int, seconds: float = 0.4) -> None:
