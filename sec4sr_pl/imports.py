@@ -85,6 +85,7 @@ def listed(module: str) -> dict[str, Any]:
 
 def trusted_packages(packages: Sequence[str] = ()) -> tuple[str, ...]:
     """Packages whose code may be imported: those given, those of the command's flag and those of SEC4SR_TRUSTED."""
+    packages = (packages,) if isinstance(packages, str) else packages  # a string is a sequence of letters
     return (*packages, *_trusted.get(), *filter(None, os.environ.get(VARIABLE, "").split(",")))
 
 

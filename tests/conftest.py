@@ -141,6 +141,13 @@ def speech(recorded_once: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
     return waveforms.clone(), lengths.clone()
 
 
+def halved(waveforms: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
+    """The first half of each utterance of `speech`, for tests of what costs as long as its input."""
+    lengths = lengths // 2
+    padding = torch.arange(int(lengths.max())) >= lengths.unsqueeze(1)
+    return waveforms[:, : padding.shape[1]].masked_fill(padding, 0.0), lengths
+
+
 @pytest.fixture
 def frames(speech: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
     """Log-mel frames of eight utterances."""

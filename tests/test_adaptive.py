@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import MakeRecognizer
+from conftest import MakeRecognizer, halved
 from torch import Tensor
 
 from sec4sr_pl import audio
@@ -16,6 +16,12 @@ from sec4sr_pl.recognizer import Ensemble, Recognizer
 
 Speech = tuple[Tensor, Tensor]
 FEW = NES(samples=4)
+
+
+@pytest.fixture
+def speech(speech: Speech) -> Speech:
+    """Half of it: defenses cost as long as their input."""
+    return halved(*speech)
 
 
 class Halved(Quantization):

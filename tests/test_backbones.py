@@ -118,7 +118,7 @@ def test_a_backbone_is_built_without_arguments_and_tells_its_embedding_size(row:
 
 
 def test_scores_in_a_padded_batch_are_those_alone(model: Recognizer, speech: Speech, device: torch.device) -> None:
-    model, waveforms, lengths = model.to(device), *(tensor.to(device) for tensor in speech)
+    model, waveforms, lengths = model.to(device), *(tensor[::3].to(device) for tensor in speech)
     if device.type == "cuda":  # cuDNN computes another length by another algorithm, which rounds otherwise
         model, waveforms = model.double(), waveforms.double()
     scores = model(waveforms, lengths)
@@ -139,7 +139,8 @@ def test_the_gradient_is_zero_on_padding_and_as_alone_before_it(
     model: Recognizer, speech: Speech, device: torch.device
 ) -> None:
     """In double precision: rounding that flips one ReLU moves the gradient of a deep network by percents."""
-    model, waveforms, lengths = model.double().to(device), speech[0].double().to(device), speech[1].to(device)
+    model, waveforms, lengths = model.double().to(device), *(tensor[::3].to(device) for tensor in speech)
+    waveforms = waveforms.double()
     leaf = waveforms.clone().requires_grad_()
     (slope,) = torch.autograd.grad(model(leaf, lengths)[:, 0].sum(), leaf)
     assert slope[~valid_mask(lengths, leaf.shape[1])].count_nonzero() == 0

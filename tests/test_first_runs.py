@@ -21,7 +21,7 @@ def test_overfitting_meets_the_same_crops_again(config: Path, tmp_path: Path) ->
     assert (crops[3][0] == crops[0, 3][0]).all() and crops[3][2] == crops[0, 3][2]
 
 
-@pytest.mark.parametrize("monitor", ["LearningRateMonitor", "DeviceStatsMonitor"])
+@pytest.mark.parametrize("monitor", ["LearningRateMonitor", pytest.param("DeviceStatsMonitor", marks=pytest.mark.slow)])
 def test_a_monitor_without_a_logger_is_left_out(monitor: str, config: Path, tmp_path: Path) -> None:
     trainer = fit(config, tmp_path, SHORT, f"--trainer.callbacks+={monitor}").trainer
     assert trainer.global_step == 8

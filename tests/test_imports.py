@@ -324,6 +324,12 @@ def test_a_checkpoint_of_a_foreign_class_says_which_flag_is_missing(
 # Trust
 
 
+def test_one_trusted_package_may_be_given_as_a_text() -> None:
+    check("canary.Thing", "canary")
+    with pytest.raises(UntrustedError):
+        check("c.Thing", "canary")
+
+
 @pytest.mark.parametrize("text", ["trusted: canary", "fit: {trusted: [canary]}", '{"trusted": "canary"}'])
 def test_no_file_can_say_what_is_trusted(text: str, canary: Path, capsys: pytest.CaptureFixture[str]) -> None:
     Path("a.yaml").write_text(yaml.safe_dump(arguments(trainer__logger="canary.Thing")))
