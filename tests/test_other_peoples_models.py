@@ -19,12 +19,16 @@ from sec4sr_pl.attacks import (
     CW2,
     FAKEBOB,
     FGSM,
+    FMN,
+    L2PGD,
     NES,
     PGD,
+    SNRPGD,
     Attack,
     AutoAttack,
     Claim,
     Objective,
+    PsychoacousticPGD,
     Square,
     UniformNoise,
 )
@@ -215,15 +219,32 @@ def test_a_validation_stops_at_scores_that_are_no_numbers(deaf_to_attacks: Recog
         module.validation_step(batch, 0)
 
 
-def test_gradients_that_are_no_numbers_are_told() -> None:
+@pytest.mark.parametrize("kind", ["nan", "inf"])
+@pytest.mark.parametrize(
+    "attack",
+    [
+        FGSM(),
+        L2PGD(0.1),
+        SNRPGD(20.0),
+        APGD(steps=5),
+        CW2(steps=5),
+        FMN(steps=5),
+        PsychoacousticPGD(steps=4),
+        AutoAttack(steps=2, queries=2),
+    ],
+    ids=lambda attack: type(attack).__name__,
+)
+def test_gradients_that_are_no_numbers_are_told_and_become_no_waveform(attack: Attack, kind: str) -> None:
     waveforms, labels = speech()
 
     def score(w: Tensor, n: Tensor) -> Tensor:
-        size = (w[:, :1] - w[:, :1]).square().sqrt() * torch.tensor([0.0, 0.0, 1.0])[: len(w), None]  # 0 * inf
-        return linear(w, n) + size
+        nothing = w[:, :1] - w[:, :1].detach()
+        root = nothing.sqrt() if kind == "inf" else nothing.square().sqrt()  # 1 * inf and 0 * inf
+        return linear(w, n) + root * torch.tensor([0.0, 0.0, 1.0, 0.0])
 
-    with pytest.warns(UserWarning, match=r"FGSM met gradients that are not finite in rows \[0, 1, 2\]"):
-        FGSM()(score, waveforms, labels)
+    with pytest.warns(UserWarning, match=rf"{attack.name} met gradients that are not finite in rows \[0, 1, 2\]"):
+        found = attack(score, waveforms, labels).waveforms
+    assert found.isfinite().all() and (found != waveforms).any()
 
 
 class NumbersForSpeech(ClosedSet):

@@ -17,6 +17,10 @@ QUERIED_BYTES = 2**32
 """Memory that an accelerator's answers may take at a time, beside what is there already."""
 
 
+INFINITE = 1e12
+"""What stands for an infinite gradient: beyond any other, and its square is still a number in float32."""
+
+
 class GradientSource(ABC):
     """Scores at a point, and the gradient of a loss there; one draw of a randomized recognizer."""
 
@@ -159,7 +163,8 @@ def scores_and_gradient(
 ) -> tuple[Tensor, Tensor]:
     """Scores of each of `draws` passes, (draws, batch, speakers), and the mean of what a source takes for the gradient.
 
-    Without a source: back-propagation.
+    Without a source: back-propagation. Where a gradient is not finite, which the score takes note of, the mean goes
+    nowhere (NaN) or far (infinity): a NaN in a waveform would be taken for a fault of the scores.
     """
     ask, found, total = BACK_PROPAGATION if source is None else source, [], torch.zeros_like(waveforms)
     for _ in range(draws):
@@ -167,7 +172,7 @@ def scores_and_gradient(
         if isinstance(score, CountedScore):
             score.note(gradient)
         found.append(scores)
-        total += gradient
+        total += gradient.nan_to_num(0.0, INFINITE, -INFINITE)
     return torch.stack(found), total.div_(draws)
 
 
