@@ -22,7 +22,7 @@ from torch.nn.modules.module import (
 
 from sec4sr_pl.audio import Member
 from sec4sr_pl.command import command
-from sec4sr_pl.files import read_text, same, whole
+from sec4sr_pl.files import check_output, read_text, whole
 from sec4sr_pl.imports import check, trusted_packages
 from sec4sr_pl.recognizer import Recognizer
 from sec4sr_pl.weights import CheckpointError as CheckpointError
@@ -283,7 +283,13 @@ def load_recognizer(path: str | Path, trusted: Sequence[str] = ()) -> Recognizer
 
 
 def checksum(path: str | Path | Member) -> str:
-    """SHA-256 of a file, in hexadecimal."""
+    """SHA-256 of a file, in hexadecimal.
+
+    Raises:
+        FileNotFoundError: no such file, or a pipe, device or folder.
+    """
+    if isinstance(path, (str, Path)) and not Path(path).is_file():
+        raise FileNotFoundError(f"There is no file {path}")
     with (Path(path) if isinstance(path, str) else path).open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()  # type: ignore[arg-type, unused-ignore]
 
@@ -318,11 +324,15 @@ def export(checkpoint: Path, destination: Path) -> None:
         OSError: it can't be written.
     """
     destination = Path(destination)
-    if same(destination, checkpoint):
-        raise ValueError(f"Expected another destination than {checkpoint}, which would be written over")
+    if destination.name == CHECKSUMS or not destination.name.isprintable():
+        raise ValueError(f"Expected a destination that {CHECKSUMS} can name in a line, got {destination.name!r}")
+    listed = destination.parent / CHECKSUMS
+    check_output(destination, checkpoint)
+    check_output(listed, checkpoint)
+    sums = read_checksums(destination.parent)
     save_recognizer(load_recognizer(checkpoint), destination)
-    sums = {**read_checksums(destination.parent), destination.name: checksum(destination)}
-    with whole(destination.parent / CHECKSUMS) as partial:
+    sums[destination.name] = checksum(destination)
+    with whole(listed) as partial:
         partial.write_text("".join(f"{digest}  {name}\n" for name, digest in sorted(sums.items())))
 
 

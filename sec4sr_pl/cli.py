@@ -29,7 +29,7 @@ from sec4sr_pl.allocator import keep_large_blocks
 from sec4sr_pl.callbacks import LoggedRun, OwnCheckpoints, StopOnSignal
 from sec4sr_pl.callbacks.interruption import SIGINTException
 from sec4sr_pl.callbacks.tracking import AppendingWriter
-from sec4sr_pl.checkpoint import WholeCheckpoints, read_checkpoint
+from sec4sr_pl.checkpoint import CheckpointError, WholeCheckpoints, read_checkpoint
 from sec4sr_pl.command import Terminated, at_home, one_line_errors
 from sec4sr_pl.data import SpeakerData
 from sec4sr_pl.files import check_writable
@@ -116,6 +116,8 @@ class SpeakerCLI(LightningCLI):
         """A resume never runs a checkpoint's code; W&B stays offline where it has no key, and says so once."""
         config = self.config[self.subcommand]
         config.weights_only = True
+        if config.trainer.enable_checkpointing is False or config.trainer.barebones:
+            raise ValueError("Expected checkpoints, got enable_checkpointing false or barebones: a stop would lose all")
         for message in RIGHT:
             warnings.filterwarnings("ignore", message)
         callbacks = self.trainer_defaults["callbacks"] = [StopOnSignal(), LoggedRun(), OwnCheckpoints()]
@@ -147,12 +149,20 @@ class SpeakerCLI(LightningCLI):
                     "Expected a dirpath of LastCheckpoint or ModelCheckpoint, in which --ckpt_path last looks, got none"
                 )
             files = {path for folder in folders for path in folder.glob("last*.ckpt")}
+            if not files and self.config.subcommand == "validate":
+                raise ValueError(f"There is no last checkpoint to validate in {', '.join(map(str, folders))}")
             config.ckpt_path = str(max(files, key=lambda path: path.stat().st_mtime, default="last"))
         if not Path(config.ckpt_path).is_file():
             if Path(config.ckpt_path).exists():
                 raise ValueError(f"Expected a checkpoint, which is a file, got {config.ckpt_path}")
             return
-        run = read_checkpoint(Path(config.ckpt_path)).get("wandb_run")
+        content = read_checkpoint(Path(config.ckpt_path))
+        if "pytorch-lightning_version" not in content:
+            raise CheckpointError(
+                f"{config.ckpt_path} holds a recognizer alone, expected a training's checkpoint: --model.weights "
+                "begins a training from it, evaluate.py measures it"
+            )
+        run = content.get("wandb_run")
         for logger in classes(config.trainer.logger, "WandbLogger") if self.config.subcommand == "fit" else ():
             if not logger.version and not logger.id:  # "" comes from a CSVLogger, whose arguments a flag keeps
                 logger.id = run

@@ -25,7 +25,7 @@ from sec4sr_pl.data.manifest import DataError, check_lengths, shortened
 from sec4sr_pl.data.trials import Trials
 from sec4sr_pl.defenses import Defense
 from sec4sr_pl.draws import key
-from sec4sr_pl.files import check_writable, same
+from sec4sr_pl.files import check_output
 from sec4sr_pl.normalization import Normalized
 from sec4sr_pl.recognizer import Recognizer
 from sec4sr_pl.scoring import EnrolledScorer
@@ -392,9 +392,7 @@ def make(
     """
     if (recognizer is None) == (checkpoint is None):
         raise ValueError("Expected either a recognizer or a checkpoint")
-    if checkpoint is not None and same(output, checkpoint):
-        raise ValueError(f"Expected another output than {checkpoint}, which would be written over")
-    check_writable(output)
+    check_output(output, checkpoint, data.root)
     place = find_device(device)
     made = load_recognizer(checkpoint) if recognizer is None else recognizer  # type: ignore[arg-type]
     if scorer is not None:

@@ -39,6 +39,8 @@ from sec4sr_pl.robustness.terminal import show
 from sec4sr_pl.scoring import EnrolledScorer, Scorer
 from sec4sr_pl.types import REJECT
 
+MOST_THREADS = 1_024
+"""Beyond thousands the system ends the process without a word."""
 WRITTEN = (
     *("campaign.json", "records/.trial", "audio/.trial", "queries.png"),
     *(f"summary.{suffix}" for suffix in ("json", "csv", "md", "png")),
@@ -109,8 +111,10 @@ def evaluate(
     Warns:
         UserWarning: no enrolled speaker is among those who are tested.
     """
-    if threads < 1 or not 0.0 < target_prior < 1.0:
-        raise ValueError(f"Expected threads >= 1, got {threads}, and target_prior in (0, 1), got {target_prior}")
+    if not 1 <= threads <= MOST_THREADS or not 0.0 < target_prior < 1.0:
+        raise ValueError(
+            f"Expected threads from 1 to {MOST_THREADS:,} and target_prior in (0, 1), got {threads} and {target_prior}"
+        )
     check_settings(attacks, batch_size, draws)
     for name in WRITTEN:
         check_writable(Path(output, name))

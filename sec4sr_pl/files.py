@@ -22,6 +22,8 @@ HIDDEN = re.compile(r"\..+\.[0-9a-f]{16}\.partial", re.DOTALL)
 """The name of a file that is not yet whole."""
 LONGEST = 200
 """Bytes of a file's name, which leaves room for what is put before and behind it."""
+SPEECH = (".wav", ".flac")
+"""Endings of recordings."""
 LARGEST = 1_000_000_000
 """Bytes of the longest text that is read."""
 KINDS = {
@@ -77,6 +79,26 @@ def check_writable(path: str | Path) -> None:
     with _naming(path):
         refuse_others(path)
         _hidden(folder / path.name).unlink()
+
+
+def check_output(path: str | Path, *inputs: str | Path | None) -> None:
+    """`check_writable`, of what is no input.
+
+    Args:
+        path: of the file to write.
+        inputs: files, and folders of speech.
+
+    Raises:
+        ValueError: one of the files, or a recording in one of the folders.
+        OSError: as `check_writable`.
+    """
+    for given in inputs:
+        if given is None:
+            continue
+        held = Path(path).suffix.lower() in SPEECH and os.path.exists(path) and Path(given).is_dir()
+        if same(path, given) or (held and Path(os.path.realpath(path)).is_relative_to(os.path.realpath(given))):
+            raise ValueError(f"Expected another output than {path}, an input, which would be written over")
+    check_writable(path)
 
 
 def same(path: str | Path, other: str | Path) -> bool:
@@ -145,7 +167,7 @@ def read_text(path: Path, largest: int = LARGEST) -> str:
             raise ValueError(f"Expected {path} to be a text of at most {largest:,} bytes, got {found.st_size:,}")
         data = file.read()
     try:
-        return data.decode()
+        return data.decode("utf-8-sig")  # some programs begin with a mark of the order of bytes
     except UnicodeDecodeError as error:
         line = data.count(b"\n", 0, error.start) + 1
         raise ValueError(

@@ -1,6 +1,7 @@
 """The back end of any embeddings, from the training of a network to enrollment, and what it writes."""
 
 import re
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -114,7 +115,11 @@ def test_a_second_run_replaces_the_files_and_one_that_fails_leaves_them(network:
     with pytest.raises(SystemExit):
         run("trained.ckpt", "--lda_size=6")
     assert files() == first
-    run("models/recognizer.ckpt", "--lda_size=3")  # the scorer that it brings is left out
+    with pytest.raises(SystemExit):
+        run("models/recognizer.ckpt", "--lda_size=3")  # an input is not written over
+    assert files() == first
+    shutil.copy("models/recognizer.ckpt", "copy.ckpt")
+    run("copy.ckpt", "--lda_size=3")  # the scorer that it brings is left out
     assert len(read_matrix(Path("models/transform.txt"))) == 3 and files().keys() == first.keys()
 
 

@@ -549,6 +549,18 @@ def test_a_finished_campaign_is_not_attacked_again(make: Make) -> None:
     assert not hasattr(attack, "calls")
 
 
+@pytest.mark.parametrize("place", ["records", "audio", "records/FGSM", "audio/FGSM", "audio/FGSM/anna"])
+def test_a_campaign_follows_no_link_out_of_its_folder(place: str, make: Make, tmp_path: Path) -> None:
+    campaign = make()
+    (tmp_path / "elsewhere").mkdir()
+    path = campaign.output / place
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(CampaignError, match=f"{place} leads out of .*: remove the link"):
+        campaign.run()
+    assert not [*(tmp_path / "elsewhere").iterdir()]
+
+
 def test_half_written_files_of_a_killed_process_are_not_taken_for_records(make: Make) -> None:
     whole = finish(make("whole"))
     torn = make("torn")

@@ -562,6 +562,29 @@ def test_export_is_a_command(trained: tuple[Path, Recognizer], tmp_path: Path, m
 def test_an_export_does_not_write_over_its_checkpoint(tmp_path: Path, recognizer: Recognizer) -> None:
     save_recognizer(recognizer, tmp_path / "a.ckpt")
     before = (tmp_path / "a.ckpt").read_bytes()
-    with pytest.raises(ValueError, match=r"a\.ckpt, which would be written over"):
+    with pytest.raises(ValueError, match=r"a\.ckpt, an input, which would be written over"):
         export(tmp_path / "a.ckpt", tmp_path / "." / "a.ckpt")
     assert (tmp_path / "a.ckpt").read_bytes() == before
+
+
+@pytest.mark.parametrize("name", ["SHA256SUMS", "a\nb.ckpt"])
+def test_an_export_has_a_name_that_a_list_of_checksums_can_hold(
+    name: str, tmp_path: Path, recognizer: Recognizer
+) -> None:
+    save_recognizer(recognizer, tmp_path / "a.ckpt")
+    with pytest.raises(ValueError, match="Expected a destination that SHA256SUMS can name"):
+        export(tmp_path / "a.ckpt", tmp_path / "new" / name)
+    assert not (tmp_path / "new").exists()
+
+
+def test_an_export_beside_checksums_that_cannot_be_read_leaves_nothing(tmp_path: Path, recognizer: Recognizer) -> None:
+    save_recognizer(recognizer, tmp_path / "a.ckpt")
+    (tmp_path / "new").mkdir()
+    (tmp_path / "new" / "SHA256SUMS").write_text("a bad line\n")
+    with pytest.raises(CheckpointError, match="'a bad line'"):
+        export(tmp_path / "a.ckpt", tmp_path / "new" / "b.ckpt")
+    (tmp_path / "new" / "SHA256SUMS").unlink()
+    (tmp_path / "new" / "SHA256SUMS").symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(OSError, match="got a symbolic link"):
+        export(tmp_path / "a.ckpt", tmp_path / "new" / "b.ckpt")
+    assert not (tmp_path / "new" / "b.ckpt").exists()

@@ -290,7 +290,8 @@ def test_a_typo_in_a_config_is_status_2_and_an_error_that_names_it(call: Callabl
         ({"defenses": [{"class_path": "FeCo", "init_args": {"after": "cmvn"}}]}, "LogMel has waveform, raw"),
         ({"limit": 0}, "at least one utterance"),
         ({"batch_size": 0}, "batch_size and draws >= 1"),
-        ({"threads": 0}, "threads >= 1, got 0"),
+        ({"threads": 0}, "threads from 1 to 1,024 and target_prior in (0, 1), got 0 and"),
+        ({"threads": 1_000_000}, "threads from 1 to 1,024"),
         ({"devices": 0}, "devices"),
         ({"accelerator": "abacus"}, "abacus"),
         pytest.param(

@@ -61,6 +61,18 @@ def test_an_output_that_cannot_be_written_is_one_line_before_the_work(
     assert {path: path.lstat().st_mode for path in tmp_path.rglob("*")} == before
 
 
+@pytest.mark.parametrize("name", ["enroll", "universal", "trials"])
+def test_no_recording_is_written_over(name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    main, arguments, _ = COMMANDS[name]
+    (tmp_path / "data" / "train" / "ann").mkdir(parents=True)
+    recording = tmp_path / "data" / "train" / "ann" / "a.wav"
+    recording.write_text("speech")
+    with pytest.raises(SystemExit):
+        main([*arguments, "--data=SpeakerData", f"--data.root={tmp_path / 'data'}", f"--output={recording}"])
+    assert "an input, which would be written over" in capsys.readouterr().err
+    assert recording.read_text() == "speech"
+
+
 @pytest.mark.parametrize("name", COMMANDS)
 def test_an_output_that_can_be_written_leaves_no_trace_of_the_trial(
     name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]

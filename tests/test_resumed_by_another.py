@@ -15,6 +15,8 @@ from test_resume import somewhere_else as somewhere_else
 from sec4sr_pl import cli
 from sec4sr_pl.training.resume import changed_speakers
 
+SHIPPED = Path(__file__).parents[1] / "checkpoints" / "audionet_mini_natural.ckpt"
+
 
 @pytest.fixture(scope="module")
 def trained(config: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
@@ -123,10 +125,62 @@ def test_other_speakers_are_refused_and_named(
     assert f"differs in the speakers of the data: {said}" in capsys.readouterr().err
 
 
-def test_a_validation_without_a_checkpoint_is_refused(config: Path, capsys: pytest.CaptureFixture[str]) -> None:
+FEATURES = ("--model.recognizer.init_args.features=LogMel", "--model.recognizer.init_args.features.hop=80")
+
+
+@pytest.mark.parametrize(
+    ("flags", "said"),
+    [
+        ((), "Expected --ckpt_path, the checkpoint to validate"),
+        (("--ckpt_path=last", "--trainer.callbacks.init_args.dirpath={empty}"), "There is no last checkpoint to"),
+        (("--ckpt_path={last}", *FEATURES), "not of this recognizer, which differs in model.recognizer.features.hop"),
+        (("--ckpt_path={shipped}",), "holds a recognizer alone, expected a training's checkpoint: --model.weights"),
+    ],
+    ids=["none", "no last", "another front end", "a recognizer"],
+)
+def test_a_validation_is_of_what_was_trained(
+    flags: tuple[str, ...], said: str, config: Path, trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    places = {"empty": tmp_path, "last": trained / "last.ckpt", "shipped": SHIPPED}
+    given = [f"--data.root={config.parent}", "--trainer.callbacks=LastCheckpoint", *(f.format(**places) for f in flags)]
     with pytest.raises(SystemExit):
-        cli.train(["validate", f"--config={config}"])
-    assert "Expected --ckpt_path, the checkpoint to validate" in capsys.readouterr().err
+        cli.train(["validate", f"--config={config}", *given])
+    assert said in capsys.readouterr().err
+
+
+def test_a_validation_may_be_behind_a_defense(config: Path, trained: Path) -> None:
+    flags = [f"--data.root={config.parent}", f"--ckpt_path={trained / 'last.ckpt'}", "--trainer.callbacks=null"]
+    cli.train(["validate", f"--config={config}", *flags, "--trainer.logger=false", DEFENSES])
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"training": [1]},
+        {"training": {"lengths": "x", "configuration": None}},
+        {"training": {"lengths": {}, "configuration": {"model": 5}}, "optimizer_states": [5]},
+        {"recognizer": 5},
+        {"SpeakerData": {"taken": "x"}},
+        {"SpeakerData": {}},
+    ],
+    ids=str,
+)
+def test_what_tells_its_training_in_another_form_is_one_line(
+    change: dict[str, Any], config: Path, trained: Path, tmp_path: Path
+) -> None:
+    content = torch.load(trained / "last.ckpt", weights_only=True)
+    torch.save(content | change, tmp_path / "last.ckpt")
+    text = error_of(config, tmp_path, "--trainer.max_epochs=3", "--ckpt_path=last")
+    assert "SEC4SR_TRACEBACK" not in text and text.count("\n") <= 1
+
+
+def test_without_a_schedule_as_many_utterances_make_a_step(
+    plain: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    train_plain(plain, tmp_path, 1)
+    with pytest.raises(SystemExit):
+        train_plain(plain, tmp_path, 2, "--trainer.accumulate_grad_batches=2")
+    assert "the utterances of a batch over all processes: 5 then, 10 now" in capsys.readouterr().err
 
 
 def test_a_file_more_is_another_epoch(config: Path, trained: Path, tmp_path: Path) -> None:
@@ -178,10 +232,10 @@ def test_without_a_schedule_more_epochs_are_welcome_and_the_same(plain: Path, tm
     assert all(torch.equal(tensor, weights[1][name]) for name, tensor in weights[0].items())
 
 
-def train_plain(plain: Path, folder: Path, epochs: int) -> cli.SpeakerCLI:
+def train_plain(plain: Path, folder: Path, epochs: int, *flags: str) -> cli.SpeakerCLI:
     """Start, or go on, for some epochs; validations are after every second."""
     where = ["--ckpt_path=last", f"--trainer.callbacks.dirpath={folder}"]
-    return cli.train(["fit", f"--config={plain}", *where, f"--trainer.max_epochs={epochs}"])
+    return cli.train(["fit", f"--config={plain}", *where, f"--trainer.max_epochs={epochs}", *flags])
 
 
 def test_a_checkpoint_of_before_is_compared_as_far_as_it_tells(config: Path, trained: Path, tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 import csv
 import json
 import math
+import os
 import struct
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -19,7 +20,7 @@ from torch.utils.data import DataLoader
 
 from sec4sr_pl.attacks import PGD, Attack
 from sec4sr_pl.callbacks import AudioTable
-from sec4sr_pl.callbacks.tracking import spectrogram
+from sec4sr_pl.callbacks.tracking import AppendingWriter, spectrogram
 from sec4sr_pl.cli import train
 from sec4sr_pl.draws import key
 from sec4sr_pl.recognizer import Recognizer
@@ -276,6 +277,37 @@ def rows(path: Path) -> list[tuple[str, ...]]:
     """Of a table: the step, and what is told of it."""
     with path.open(newline="") as file:
         return [(row["step"], *sorted(name for name, value in row.items() if value)) for row in csv.DictReader(file)]
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("epoch,train/loss\n0,1.0\n", "has no column 'step'"),
+        ("epoch,step\n0,\n", "line 2: expected 2 values, among them a step"),
+        ("epoch,step\n0,1,2\n", "line 2: expected 2 values, among them a step"),
+        ("epoch,step\n0,1\n0,nan\n", "line 3: expected 2 values, among them a step"),
+    ],
+)
+def test_a_table_that_is_no_trainings_is_named_and_left_alone(text: str, said: str, tmp_path: Path) -> None:
+    (tmp_path / "metrics.csv").write_text(text)
+    with pytest.raises(ValueError, match=f"metrics.csv.*{said}"):
+        AppendingWriter(str(tmp_path))
+    assert (tmp_path / "metrics.csv").read_text() == text
+
+
+def test_a_row_that_a_kill_has_cut_is_dropped(tmp_path: Path) -> None:
+    (tmp_path / "metrics.csv").write_text("epoch,loss,step\n0,0.5,1\n0,0.25,2\n0,0.12")
+    writer = AppendingWriter(str(tmp_path))
+    writer.cut(2)
+    assert (tmp_path / "metrics.csv").read_text().split() == ["epoch,loss,step", "0,0.5,1"]
+
+
+def test_a_table_is_written_through_no_link_and_read_from_no_pipe(tmp_path: Path) -> None:
+    for name, make in (("link", lambda path: path.symlink_to(tmp_path / "other")), ("pipe", os.mkfifo)):
+        (tmp_path / name).mkdir()
+        make(tmp_path / name / "metrics.csv")
+        with pytest.raises(OSError, match="Expected a file or a free name"):
+            AppendingWriter(str(tmp_path / name))
 
 
 def test_a_resume_goes_on_with_the_table_and_no_step_stands_twice(folder: Path, tmp_path: Path) -> None:

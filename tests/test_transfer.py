@@ -1,6 +1,7 @@
 """What makes examples transfer: momentum, look ahead, variance tuning, diversity; and attacks crafted elsewhere."""
 
 import math
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -235,6 +236,13 @@ def test_a_surrogate_of_other_speakers_is_refused(
         Transfer(PGD(), surrogates)(make_recognizer(11), speech[0][:1], torch.tensor([0]), speech[1][:1])
     with pytest.raises(ValueError, match="at least one surrogate"):
         Transfer(PGD(), [])
+
+
+def test_a_surrogate_that_is_no_file_does_not_hang(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "a.ckpt")
+    for path in (tmp_path / "a.ckpt", Path("/dev/zero"), tmp_path):
+        with pytest.raises(FileNotFoundError, match="There is no file"):
+            _ = Transfer(PGD(), [path]).identity
 
 
 def test_a_closed_surrogate_does_not_stand_for_a_victim_that_rejects(

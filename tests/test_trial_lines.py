@@ -47,10 +47,21 @@ def listed(form: str, one: str, two: str) -> Path:
     return path
 
 
-@pytest.mark.parametrize("form", ["{label} {a} {b}", "{a} {b} {label}", "{label}\t{a}\t{b}", "{a},{b}, {label}"])
-@pytest.mark.parametrize("words", [("1", "0"), ("target", "nontarget"), ("tgt", "imp")])
+@pytest.mark.parametrize(
+    "form", ["{label} {a} {b}", "{a} {b} {label}", "{label}\t{a}\t{b}", "{a},{b}, {label}", "{a};{b};{label}"]
+)
+@pytest.mark.parametrize(
+    "words",
+    [("1", "0"), ("target", "nontarget"), ("tgt", "imp"), ("TARGET", "Imposter"), ("True", "False"), ("1", "-1")],
+)
 def test_a_list_is_read_whose_label_is_plain(form: str, words: tuple[str, str]) -> None:
     assert read(listed(form, *words)) == TRIALS
+
+
+def test_a_mark_of_the_order_of_bytes_is_no_part_of_the_first_line() -> None:
+    path = listed("{label} {a} {b}", "1", "0")
+    path.write_bytes(b"\xef\xbb\xbf" + path.read_bytes())
+    assert read(path) == TRIALS
 
 
 def test_between_tabs_and_commas_a_path_may_have_a_space() -> None:
@@ -102,7 +113,7 @@ def test_a_label_at_both_ends_is_refused_with_a_command_for_each_meaning(
 @pytest.mark.parametrize("line", ["a.wav", "a.wav b.wav", "1 a b 0", "a b '$(touch x)'"])
 def test_a_line_that_no_command_can_mend_is_refused_without_one(line: str) -> None:
     Path("list.txt").write_text(line)
-    with pytest.raises(DataError, match=r"tabs or commas$"):
+    with pytest.raises(DataError, match=r"tabs, commas or semicolons$"):
         read(Path("list.txt"))
 
 

@@ -1,6 +1,7 @@
 """What trackers of experiments show: one run over all resumes, its speed, and what its adversary sounds like."""
 
 import csv
+import re
 import time
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ from torch import Tensor
 
 from sec4sr_pl.attacks import PGD, Attack, Objective
 from sec4sr_pl.draws import key
-from sec4sr_pl.files import whole
+from sec4sr_pl.files import read_rows, refuse_others, whole
 from sec4sr_pl.metrics import signal_to_noise_ratio
 from sec4sr_pl.types import SAMPLE_RATE, Batch
 
@@ -25,32 +26,47 @@ class AppendingWriter(ExperimentWriter):  # type: ignore[misc, unused-ignore]
 
     Args:
         folder: of the file.
+
+    Raises:
+        ValueError: a file of something else.
+        OSError: one that can't be read, or something else than a plain file has its name.
     """
 
     def __init__(self, folder: str) -> None:
         super().__init__(folder)
         self.path = Path(self.metrics_file_path)
-        if self.path.is_file():
-            with self.path.open(newline="") as file:
-                self.metrics_keys = list(csv.DictReader(file).fieldnames or [])
+        self.metrics_keys, _ = self.read()
+
+    def read(self) -> tuple[list[str], list[list[str]]]:
+        """The names of the columns, and the rows; without a last one that a kill has cut."""
+        refuse_others(self.path)
+        if not self.path.exists():
+            return [], []
+        rows = read_rows(self.path)
+        if not self.path.read_bytes().endswith(b"\n"):
+            rows = rows[:-1]
+        names, *rows = rows or [[]]
+        if rows and "step" not in names:
+            raise ValueError(f"{self.path} has no column 'step': it is no training's, move it away")
+        for line, row in enumerate(rows, 2):
+            if len(row) != len(names) or not re.fullmatch(r"\d+", row[names.index("step")]):
+                raise ValueError(
+                    f"{self.path}, line {line}: expected {len(names)} values, among them a step; move it away"
+                )
+        return names, rows
 
     def _check_log_dir_exists(self) -> None:
         """Delete nothing."""
 
     def cut(self, step: int) -> None:
         """Drop the rows from a step on, which is done again."""
-        if not self.path.is_file():
-            return
-        with self.path.open(newline="") as file:
-            rows = list(csv.DictReader(file))
-        kept = [row for row in rows if float(row["step"]) < step]
+        names, rows = self.read()
+        kept = [row for row in rows if int(row[names.index("step")]) < step]
         if rows and step == 0:
             rank_zero_warn(f"{self.path} held {len(rows)} rows of a training that is not resumed: it begins anew")
-        if len(kept) < len(rows):
+        if names:
             with whole(self.path) as partial, partial.open("w", newline="") as file:
-                writer = csv.DictWriter(file, self.metrics_keys)
-                writer.writeheader()
-                writer.writerows(kept)
+                csv.writer(file).writerows([names, *kept])
 
 
 class LoggedRun(Callback):

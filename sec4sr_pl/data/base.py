@@ -160,7 +160,9 @@ class ResumableLoader(Loader[Item]):
 
     def load_state_dict(self, state: dict[str, int]) -> None:
         """Called by Lightning in a resume; a whole epoch is followed by the next."""
-        self.taken = self.resumed = state["taken"] % len(self)
+        if not isinstance(taken := state.get("taken"), int) or taken < 0:
+            raise DataError(f"Expected how many batches of the epoch the checkpoint's training took, got {taken!r}")
+        self.taken = self.resumed = taken % len(self)
 
 
 def collate(items: Sequence[Item]) -> Batch:

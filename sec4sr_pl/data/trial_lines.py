@@ -10,15 +10,15 @@ from sec4sr_pl.data.manifest import DataError
 from sec4sr_pl.files import read_text
 
 LABELS = {
-    **dict.fromkeys(("1", "target", "tgt"), True),
-    **dict.fromkeys(("0", "nontarget", "non-target", "imp", "impostor", "imposter"), False),
+    **dict.fromkeys(("1", "1.0", "target", "tgt", "true"), True),
+    **dict.fromkeys(("0", "0.0", "-1", "nontarget", "non-target", "imp", "impostor", "imposter", "false"), False),
 }
-"""Words for trials of one speaker, and of two."""
-SEPARATORS = {None: "", "\t": r"-F'\t' ", ",": "-F' *, *' "}
+"""Words for trials of one speaker, and of two, in small letters."""
+SEPARATORS = {None: "", "\t": r"-F'\t' ", ",": "-F' *, *' ", ";": "-F' *; *' "}
 """What stands between fields (None: white space), and how awk is told."""
 FORMS = (
     "expected 'label path path' or 'path path label', with labels 1 or 0, target or nontarget, tgt or imp, between "
-    "spaces, tabs or commas"
+    "spaces, tabs, commas or semicolons"
 )
 
 
@@ -32,7 +32,7 @@ class Form(NamedTuple):
     def read(self, line: str) -> tuple[bool, str, str] | None:
         """The (label, enroll, test) of a line; None where it has another form."""
         fields = split(line, self.separator)
-        label = LABELS.get(fields[self.label]) if len(fields) == 3 else None
+        label = LABELS.get(fields[self.label].lower()) if len(fields) == 3 else None
         if label is None:
             return None
         return (label, fields[1], fields[2]) if self.label == 0 else (label, fields[0], fields[1])
@@ -57,7 +57,7 @@ def find_form(line: str) -> Form | None:
     """The form of a line; None: it has no label at an end, or one at both, or not two other fields."""
     for separator in SEPARATORS:
         fields = split(line, separator)
-        ends = [place for place in (0, 2) if len(fields) == 3 and fields[place] in LABELS]
+        ends = [place for place in (0, 2) if len(fields) == 3 and fields[place].lower() in LABELS]
         if len(ends) == 1:
             return Form(separator, ends[0])
     return None
@@ -65,9 +65,9 @@ def find_form(line: str) -> Form | None:
 
 def how_to_convert(line: str, path: Path) -> str:
     """A command that makes a list in a form that is read of one of such lines, to end a sentence; or nothing."""
-    separator = next((mark for mark in (",", "\t") if line.count(mark) > 1), None)
+    separator = next((mark for mark in (",", "\t", ";") if line.count(mark) > 1), None)
     fields = split(line, separator)
-    labels = [place + 1 for place, field in enumerate(fields) if field in LABELS]
+    labels = [place + 1 for place, field in enumerate(fields) if field.lower() in LABELS]
     if len(fields) < 3:
         return ""
     if len(fields) == 3 and labels == [1, 3]:

@@ -9,7 +9,7 @@ from sec4sr_pl.command import command
 from sec4sr_pl.data import SpeakerData
 from sec4sr_pl.data.manifest import DataError
 from sec4sr_pl.data.trials import all_pairs
-from sec4sr_pl.files import check_writable, whole
+from sec4sr_pl.files import check_output, whole
 
 
 def write(data: SpeakerData, output: Path, trials: int = 20_000, seed: int = 0) -> None:
@@ -25,7 +25,7 @@ def write(data: SpeakerData, output: Path, trials: int = 20_000, seed: int = 0) 
     Raises:
         ValueError: folders that can't be used, a path with a space, which no list can hold, or pairs of one kind only.
     """
-    check_writable(output)
+    check_output(output, data.root)
     files = {}
     for split in data.trial_splits:
         for utterance in data.scan(split):

@@ -7,6 +7,7 @@ sealed: what was changed since, or belongs elsewhere, is found, and done again.
 
 import json
 import math
+import os
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from hashlib import sha256
@@ -45,6 +46,8 @@ from sec4sr_pl.robustness.targets import Goal, choose_targets
 from sec4sr_pl.types import REJECT, Batch
 
 Record = dict[str, Any]
+RECORDS, AUDIO = "records", "audio"
+"""Folders of the output."""
 BENIGN = "benign"
 PROBE = "probe"
 """Of the records of what is asked beside the attacks."""
@@ -201,11 +204,15 @@ class Campaign:
         """Claim the output folder.
 
         Raises:
-            CampaignError: it belongs to another campaign or does not say to which, or can't be written.
+            CampaignError: it belongs to another campaign or does not say to which, can't be written, or holds a link.
         """
+        for folder, names, _ in (step for part in (RECORDS, AUDIO) for step in os.walk(self.output / part)):
+            for path in (Path(folder), *(Path(folder, name) for name in names)):
+                if path.is_symlink():
+                    raise CampaignError(f"{path} leads out of {self.output}: remove the link")
         path = self.output / "campaign.json"
         text = json.dumps(self.identity, indent=1) + "\n"
-        if any((self.output / "records").rglob("*.jsonl")) and not path.exists():
+        if any((self.output / RECORDS).rglob("*.jsonl")) and not path.exists():
             raise CampaignError(
                 f"{self.output} holds records and no campaign.json that says of what: choose another output folder, or "
                 "remove this one"
@@ -268,7 +275,7 @@ class Campaign:
 
     def unit(self, name: str, index: int) -> Path:
         """The file of an attack's records on a batch."""
-        return self.output / "records" / filename(name) / f"{index:05d}.jsonl"
+        return self.output / RECORDS / filename(name) / f"{index:05d}.jsonl"
 
     def records(self, name: str) -> Iterator[Record]:
         """All records of an attack, of `benign` or of `probe`, in manifest order.
@@ -508,7 +515,7 @@ class Campaign:
     def audio(self, attack: Attack, position: int) -> Path:
         """Where the adversarial utterance lies: the layout of a split, one an attack."""
         utterance = self.data.utterances[position]
-        folder = self.output / "audio" / filename(attack.name) / filename(utterance.speaker)
+        folder = self.output / AUDIO / filename(attack.name) / filename(utterance.speaker)
         return folder / f"{filename(utterance.name)}.wav"
 
     def measure(

@@ -16,7 +16,7 @@ from sec4sr_pl.command import command
 from sec4sr_pl.data import SpeakerData
 from sec4sr_pl.data.base import Batches
 from sec4sr_pl.enrollment import find_device
-from sec4sr_pl.files import check_writable
+from sec4sr_pl.files import check_output
 from sec4sr_pl.types import SAMPLE_RATE
 
 MAX_SECONDS = 3_600
@@ -55,7 +55,7 @@ def train(
     if epochs < 1 or batch_size < 1 or not 0.0 < seconds <= MAX_SECONDS:
         came = f"{epochs}, {batch_size} and {seconds}"
         raise ValueError(f"Expected epochs and batch_size >= 1 and up to {MAX_SECONDS:,} seconds, got {came}")
-    check_writable(output)
+    check_output(output, checkpoint, data.root)
     recognizer = load_recognizer(checkpoint).to(find_device(device))
     speakers = recognizer.scorer.speakers
     if target is not None and target not in speakers:
@@ -79,6 +79,10 @@ def train(
     recognizer.seed(seed)
     shown = track(batches(), "batches", total=sum(map(len, passes)))
     perturbation = learn(attack, recognizer, shown, round(seconds * SAMPLE_RATE), objective, draws).cpu()
+    if not (perturbation * 32_768).round().any():
+        raise ValueError(
+            f"The perturbation is silence in 16 bits: expected steps and a ball of more than 3e-5, got {attack.name}"
+        )
     audio.write_adversarial(output, perturbation, torch.zeros_like(perturbation), attack.epsilon)
 
 

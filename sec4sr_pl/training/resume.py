@@ -1,6 +1,7 @@
 """Whether a checkpoint goes on with this training: compared before the first step, not trusted."""
 
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 from pytorch_lightning import Trainer
@@ -58,7 +59,8 @@ def lengths(trainer: Trainer) -> dict[str, int | None]:
     found = {STEPS: int(steps) if steps != float("inf") else None}
     if isinstance(loader, ResumableLoader):
         found["the utterances of an epoch"] = len(loader.dataset)  # type: ignore[arg-type]
-        found["the utterances of a batch over all processes"] = int(loader.batch_size or 1) * trainer.world_size
+        batch = int(loader.batch_size or 1) * trainer.world_size * trainer.accumulate_grad_batches
+        found["the utterances of a batch over all processes"] = batch
     return found
 
 
@@ -99,20 +101,23 @@ def changed_speakers(then: Sequence[str], now: Sequence[str]) -> str | None:
 def check_resume(module: Any, checkpoint: Mapping[str, Any]) -> None:
     """Compare a checkpoint with the training, or validation, that is to go on with it.
 
-    Checkpoints of before have less to compare. A validation shares the speakers alone.
+    Checkpoints of before have less to compare. A validation shares the recognizer, its defenses aside.
 
     Raises:
         CheckpointError: what differs, in one line.
     """
-    described = checkpoint.get("recognizer", {})
-    speakers = described.get("init_args", {}).get("scorer", {}).get("init_args", {}).get("speakers")
-    found = []
-    if isinstance(speakers, list) and (changed := changed_speakers(speakers, module.recognizer.scorer.speakers)):
-        found.append(changed)
-    if module.trainer.state.fn == TrainerFn.FITTING:
+    with readable(module.trainer):
+        described = checkpoint.get("recognizer", {})
+        speakers = described.get("init_args", {}).get("scorer", {}).get("init_args", {}).get("speakers")
+        found = []
+        if isinstance(speakers, list) and (changed := changed_speakers(speakers, module.recognizer.scorer.speakers)):
+            found.append(changed)
         found += differences(described, describe(module.recognizer), "model.recognizer")
-        then, now = checkpoint.get(KEY, {}).get("configuration"), configured(module)
-        found += differences(then, now) if then and now else state_differences(module, checkpoint)
+        if module.trainer.state.fn == TrainerFn.FITTING:
+            then, now = checkpoint.get(KEY, {}).get("configuration"), configured(module)
+            found += differences(then, now) if then and now else state_differences(module, checkpoint)
+        else:
+            found = [difference for difference in found if not difference.startswith("model.recognizer.defenses")]
     refuse(module.trainer, found)
 
 
@@ -122,9 +127,11 @@ def check_training_lengths(module: Any, checkpoint: Mapping[str, Any]) -> None:
     Raises:
         CheckpointError: what differs, in one line.
     """
-    then = checkpoint.get(KEY, {}).get("lengths")
-    if then is None:  # of before
-        then = {STEPS: next((state.get("total_steps") for state in checkpoint.get("lr_schedulers", [])), None)}
+    with readable(module.trainer):
+        then = checkpoint.get(KEY, {}).get("lengths")
+        if then is None:  # of before
+            then = {STEPS: next((state.get("total_steps") for state in checkpoint.get("lr_schedulers", [])), None)}
+        then = dict(then)
     scheduled = module.scheduler is not None or any(type(c).__name__ in SCHEDULES for c in module.trainer.callbacks)
     refuse(
         module.trainer,
@@ -136,8 +143,29 @@ def check_training_lengths(module: Any, checkpoint: Mapping[str, Any]) -> None:
     )
 
 
+@contextmanager
+def readable(trainer: Trainer) -> Iterator[None]:
+    """What a training wrote has one form; what somebody changed may have any.
+
+    Raises:
+        CheckpointError: it has another.
+    """
+    try:
+        yield
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise CheckpointError(
+            f"{trainer.ckpt_path} does not tell its training as train.py writes it: it was changed, or is of another "
+            f"version ({type(error).__name__}: {error})"
+        ) from error
+
+
 def refuse(trainer: Trainer, found: Sequence[str]) -> None:
     """Tell what differs, if something does."""
+    if found and trainer.state.fn != TrainerFn.FITTING:
+        raise CheckpointError(
+            f"{trainer.ckpt_path} is not of this recognizer, which differs in {'; '.join(found)}. Validate it with the "
+            "configuration that it was trained with"
+        )
     if found:
         raise CheckpointError(
             f"{trainer.ckpt_path} does not go on with this training, which differs in {'; '.join(found)}. Resume with "

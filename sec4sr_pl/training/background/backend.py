@@ -13,7 +13,7 @@ from sec4sr_pl.checkpoint import load_recognizer, save_recognizer
 from sec4sr_pl.command import command
 from sec4sr_pl.data import SpeakerData
 from sec4sr_pl.enrollment import embed, find_device
-from sec4sr_pl.files import check_writable
+from sec4sr_pl.files import check_output
 from sec4sr_pl.recognizer import Recognizer
 from sec4sr_pl.scoring import PLDA, normalize_length
 from sec4sr_pl.training.background.discriminant import fit_lda, fit_plda
@@ -111,7 +111,7 @@ def train(
         ValueError: anything above that can't be used.
     """
     for name in MODELS:
-        check_writable(output / name)
+        check_output(output / name, checkpoint)
     data.prepare_data()
     recognizer, utterances = load_recognizer(checkpoint).to(find_device(device)), data.dataset("train")
     speakers = [utterance.speaker for utterance in utterances.utterances]
