@@ -291,7 +291,7 @@ def test_nothing_in_a_checkpoint_configures_a_training(
     content = torch.load(SHIPPED, weights_only=True)
     Path("run").mkdir()
     for path in ("a.ckpt", "run/last.ckpt"):
-        torch.save({**content, "hyper_parameters": hyper_parameters}, path)
+        torch.save({**content, "pytorch-lightning_version": "2.6", "hyper_parameters": hyper_parameters}, path)
     keep = spec(CALLBACKS + "ModelCheckpoint", dirpath="run")
     Path("a.yaml").write_text(yaml.safe_dump(arguments(trainer__callbacks=[keep])))
     line = refused(capsys, subcommand, "--config", "a.yaml", "--ckpt_path", named)
