@@ -14,6 +14,7 @@ from typing import Any, TypeVar
 from jsonargparse import ActionConfigFile, ArgumentParser  # type: ignore[attr-defined]
 from lightning_utilities.core.rank_zero import rank_zero_only
 
+from sec4sr_pl.files import FULL
 from sec4sr_pl.imports import add_trusted, guarded
 
 Result = TypeVar("Result")
@@ -64,6 +65,8 @@ def in_one_line(error: BaseException) -> str:
     error = unwrapped(error)
     text = DUMP.sub("", WORKER.sub(r"\1", str(error)))
     line = " ".join(re.sub(r"<class '([\w.]+)'>", r"\1", text).split())
+    if isinstance(error, OSError) and error.errno in FULL and error.filename is None:
+        line += ": there is no room for an output or a log; make some, and start again"
     if len(line) > LENGTH:
         line = f"{line[: LENGTH // 2]} ... {line[-LENGTH // 2 :]}"
     line = "".join(char if char.isprintable() else char.encode("unicode_escape").decode() for char in line)

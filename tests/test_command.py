@@ -30,6 +30,12 @@ HUB = "{class_path: sec4sr_pl.backbones.ECAPA.pretrained, init_args: {source: hu
 STEP = "--defenses=[{class_path: Quantization, init_args: {step: -3}}]"
 
 
+def test_a_full_disk_that_names_no_file_is_told_as_one(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit), one_line_errors("prog"), Path("/dev/full").open("w") as file:
+        file.write("x")
+    assert "prog: error: [Errno 28] No space left on device: there is no room for an output" in capsys.readouterr().err
+
+
 def test_an_error_that_is_no_dump_is_what_it_was() -> None:
     error = ValueError("a")
     error.__cause__ = KeyError("b")
