@@ -22,7 +22,7 @@ ROOMS = (
 """Of this package; what they offer may be imported."""
 LISTED = {
     **{f"sec4sr_pl.{room}": "" for room in ROOMS.split()},
-    "torch.optim": ("Adadelta Adafactor Adagrad Adam AdamW Adamax ASGD LBFGS NAdam RAdam RMSprop Rprop SGD"),
+    "torch.optim": "Adadelta Adafactor Adagrad Adam AdamW Adamax ASGD LBFGS NAdam RAdam RMSprop Rprop SGD",
     "torch.optim.lr_scheduler": "CosineAnnealingLR PolynomialLR",
     "pytorch_lightning.callbacks": (
         "BatchSizeFinder DeviceStatsMonitor EMAWeightAveraging EarlyStopping GradientAccumulationScheduler "

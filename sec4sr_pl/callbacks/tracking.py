@@ -49,7 +49,7 @@ class AppendingWriter(ExperimentWriter):  # type: ignore[misc, unused-ignore]
         if rows and "step" not in names:
             raise ValueError(f"{self.path} has no column 'step': it is no training's, move it away")
         for line, row in enumerate(rows, 2):
-            if len(row) != len(names) or not re.fullmatch(r"\d+", row[names.index("step")]):
+            if len(row) != len(names) or not re.fullmatch(r"\d+(\.0*)?", row[names.index("step")]):
                 raise ValueError(
                     f"{self.path}, line {line}: expected {len(names)} values, among them a step; move it away"
                 )
@@ -61,7 +61,7 @@ class AppendingWriter(ExperimentWriter):  # type: ignore[misc, unused-ignore]
     def cut(self, step: int) -> None:
         """Drop the rows from a step on, which is done again."""
         names, rows = self.read()
-        kept = [row for row in rows if int(row[names.index("step")]) < step]
+        kept = [row for row in rows if float(row[names.index("step")]) < step]
         if rows and step == 0:
             rank_zero_warn(f"{self.path} held {len(rows)} rows of a training that is not resumed: it begins anew")
         if names:
