@@ -392,7 +392,7 @@ def make(
     """
     if (recognizer is None) == (checkpoint is None):
         raise ValueError("Expected either a recognizer or a checkpoint")
-    check_output(output, checkpoint, data.root)
+    check_output(output, checkpoint, *data.inputs)
     place = find_device(device)
     made = load_recognizer(checkpoint) if recognizer is None else recognizer  # type: ignore[arg-type]
     if scorer is not None:

@@ -92,11 +92,10 @@ def check_output(path: str | Path, *inputs: str | Path | None) -> None:
         ValueError: one of the files, or a recording in one of the folders.
         OSError: as `check_writable`.
     """
+    real = Path(os.path.realpath(path))
+    recording = real.suffix.lower() in SPEECH and real.is_file()
     for given in inputs:
-        if given is None:
-            continue
-        held = Path(path).suffix.lower() in SPEECH and os.path.exists(path) and Path(given).is_dir()
-        if same(path, given) or (held and Path(os.path.realpath(path)).is_relative_to(os.path.realpath(given))):
+        if given is not None and (same(path, given) or (recording and real.is_relative_to(os.path.realpath(given)))):
             raise ValueError(f"Expected another output than {path}, an input, which would be written over")
     check_writable(path)
 

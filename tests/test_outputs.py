@@ -61,16 +61,25 @@ def test_an_output_that_cannot_be_written_is_one_line_before_the_work(
     assert {path: path.lstat().st_mode for path in tmp_path.rglob("*")} == before
 
 
+@pytest.mark.parametrize("linked", [False, True])
 @pytest.mark.parametrize("name", ["enroll", "universal", "trials"])
-def test_no_recording_is_written_over(name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_no_input_is_written_over(name: str, linked: bool, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     main, arguments, _ = COMMANDS[name]
-    (tmp_path / "data" / "train" / "ann").mkdir(parents=True)
-    recording = tmp_path / "data" / "train" / "ann" / "a.wav"
-    recording.write_text("speech")
-    with pytest.raises(SystemExit):
-        main([*arguments, "--data=SpeakerData", f"--data.root={tmp_path / 'data'}", f"--output={recording}"])
-    assert "an input, which would be written over" in capsys.readouterr().err
-    assert recording.read_text() == "speech"
+    (tmp_path / "disk" / "ann").mkdir(parents=True)
+    (tmp_path / "data").mkdir()
+    split = tmp_path / "data" / "train"
+    split.symlink_to(tmp_path / "disk") if linked else (tmp_path / "disk").rename(split)
+    recording, trials, other = split / "ann" / "a.wav", tmp_path / "data" / "t.txt", tmp_path / "data" / "made.wav"
+    data = ["--data=SpeakerData", f"--data.root={tmp_path / 'data'}", "--data.trials=t.txt"]
+    for output, told in (
+        (recording, "an input, which would be written over"),
+        (trials, "an input, which would be written over"),
+        (other, "There is no"),
+    ):
+        output.write_text("before")
+        with pytest.raises(SystemExit):
+            main([*arguments, *data, f"--output={output}"])
+        assert told in capsys.readouterr().err and output.read_text() == "before"
 
 
 @pytest.mark.parametrize("name", COMMANDS)

@@ -180,7 +180,7 @@ def test_without_a_schedule_as_many_utterances_make_a_step(
     train_plain(plain, tmp_path, 1)
     with pytest.raises(SystemExit):
         train_plain(plain, tmp_path, 2, "--trainer.accumulate_grad_batches=2")
-    assert "the utterances of a batch over all processes: 5 then, 10 now" in capsys.readouterr().err
+    assert "the batches of a step: 1 then, 2 now" in capsys.readouterr().err
 
 
 def test_a_file_more_is_another_epoch(config: Path, trained: Path, tmp_path: Path) -> None:

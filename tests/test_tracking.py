@@ -283,9 +283,9 @@ def rows(path: Path) -> list[tuple[str, ...]]:
     ("text", "said"),
     [
         ("epoch,train/loss\n0,1.0\n", "has no column 'step'"),
-        ("epoch,step\n0,\n", "line 2: expected 2 values, among them a step"),
-        ("epoch,step\n0,1,2\n", "line 2: expected 2 values, among them a step"),
-        ("epoch,step\n0,1\n0,nan\n", "line 3: expected 2 values, among them a step"),
+        ("epoch,step\n0,\n", "row '0,': expected 2 values, of them 'step' a whole number"),
+        ("epoch,step\n0,1,2\n", "row '0,1,2': expected 2 values, of them 'step' a whole number"),
+        ("epoch,step\n0,1\n\n0,nan\n", "row '0,nan': expected 2 values, of them 'step' a whole number"),
     ],
 )
 def test_a_table_that_is_no_trainings_is_named_and_left_alone(text: str, said: str, tmp_path: Path) -> None:
@@ -298,8 +298,12 @@ def test_a_table_that_is_no_trainings_is_named_and_left_alone(text: str, said: s
 def test_a_row_that_a_kill_has_cut_is_dropped(tmp_path: Path) -> None:
     (tmp_path / "metrics.csv").write_text("epoch,loss,step\n0,0.5,1\n0,0.25,2\n0,0.12")
     writer = AppendingWriter(str(tmp_path))
-    writer.cut(2)
-    assert (tmp_path / "metrics.csv").read_text().split() == ["epoch,loss,step", "0,0.5,1"]
+    writer.log_metrics({"epoch": 0, "loss": 0.125}, 3)  # a validation cuts nothing
+    writer.save()
+    table = (tmp_path / "metrics.csv").read_text().split()
+    assert table == ["epoch,loss,step", "0,0.5,1", "0,0.25,2", "0,0.125,3"]
+    AppendingWriter(str(tmp_path)).cut(2)
+    assert (tmp_path / "metrics.csv").read_text().split() == table[:2]
 
 
 def test_a_table_is_written_through_no_link_and_read_from_no_pipe(tmp_path: Path) -> None:

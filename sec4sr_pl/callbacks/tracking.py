@@ -16,7 +16,7 @@ from torch import Tensor
 
 from sec4sr_pl.attacks import PGD, Attack, Objective
 from sec4sr_pl.draws import key
-from sec4sr_pl.files import read_rows, refuse_others, whole
+from sec4sr_pl.files import read_rows, read_text, refuse_others, whole
 from sec4sr_pl.metrics import signal_to_noise_ratio
 from sec4sr_pl.types import SAMPLE_RATE, Batch
 
@@ -35,23 +35,24 @@ class AppendingWriter(ExperimentWriter):  # type: ignore[misc, unused-ignore]
     def __init__(self, folder: str) -> None:
         super().__init__(folder)
         self.path = Path(self.metrics_file_path)
+        refuse_others(self.path)
+        if self.path.exists() and not (text := read_text(self.path)).endswith("\n"):  # a kill has cut the last row
+            with whole(self.path) as partial:
+                partial.write_bytes(text[: text.rfind("\n") + 1].encode())
         self.metrics_keys, _ = self.read()
 
     def read(self) -> tuple[list[str], list[list[str]]]:
-        """The names of the columns, and the rows; without a last one that a kill has cut."""
-        refuse_others(self.path)
+        """The names of the columns, and the rows."""
         if not self.path.exists():
             return [], []
-        rows = read_rows(self.path)
-        if not self.path.read_bytes().endswith(b"\n"):
-            rows = rows[:-1]
-        names, *rows = rows or [[]]
+        names, *rows = [row for row in read_rows(self.path) if row] or [[]]
         if rows and "step" not in names:
             raise ValueError(f"{self.path} has no column 'step': it is no training's, move it away")
-        for line, row in enumerate(rows, 2):
+        for row in rows:
             if len(row) != len(names) or not re.fullmatch(r"\d+(\.0*)?", row[names.index("step")]):
                 raise ValueError(
-                    f"{self.path}, line {line}: expected {len(names)} values, among them a step; move it away"
+                    f"{self.path} has the row '{','.join(row)}': expected {len(names)} values, of them 'step' a whole "
+                    "number; move the file away"
                 )
         return names, rows
 
@@ -64,7 +65,7 @@ class AppendingWriter(ExperimentWriter):  # type: ignore[misc, unused-ignore]
         kept = [row for row in rows if float(row[names.index("step")]) < step]
         if rows and step == 0:
             rank_zero_warn(f"{self.path} held {len(rows)} rows of a training that is not resumed: it begins anew")
-        if names:
+        if len(kept) < len(rows):
             with whole(self.path) as partial, partial.open("w", newline="") as file:
                 csv.writer(file).writerows([names, *kept])
 

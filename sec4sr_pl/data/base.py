@@ -406,6 +406,11 @@ class SpeakerData(LightningDataModule):
         """The text files that belong to the data."""
         return [] if self.trial_list is None else [self.trial_list]
 
+    @property
+    def inputs(self) -> list[Path]:
+        """The folders of all splits and the text files: what no output may write over."""
+        return [*(self.root / split for split in self.splits), *self.lists]
+
     def trials(self) -> Trials:
         """The verification trials, among the utterances of `trial_splits`.
 

@@ -25,7 +25,7 @@ def write(data: SpeakerData, output: Path, trials: int = 20_000, seed: int = 0) 
     Raises:
         ValueError: folders that can't be used, a path with a space, which no list can hold, or pairs of one kind only.
     """
-    check_output(output, data.root)
+    check_output(output, *data.inputs)
     files = {}
     for split in data.trial_splits:
         for utterance in data.scan(split):

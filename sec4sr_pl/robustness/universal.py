@@ -55,7 +55,7 @@ def train(
     if epochs < 1 or batch_size < 1 or not 0.0 < seconds <= MAX_SECONDS:
         came = f"{epochs}, {batch_size} and {seconds}"
         raise ValueError(f"Expected epochs and batch_size >= 1 and up to {MAX_SECONDS:,} seconds, got {came}")
-    check_output(output, checkpoint, data.root)
+    check_output(output, checkpoint, *data.inputs)
     recognizer = load_recognizer(checkpoint).to(find_device(device))
     speakers = recognizer.scorer.speakers
     if target is not None and target not in speakers:

@@ -59,8 +59,8 @@ def lengths(trainer: Trainer) -> dict[str, int | None]:
     found = {STEPS: int(steps) if steps != float("inf") else None}
     if isinstance(loader, ResumableLoader):
         found["the utterances of an epoch"] = len(loader.dataset)  # type: ignore[arg-type]
-        batch = int(loader.batch_size or 1) * trainer.world_size * trainer.accumulate_grad_batches
-        found["the utterances of a batch over all processes"] = batch
+        found["the utterances of a batch over all processes"] = int(loader.batch_size or 1) * trainer.world_size
+        found["the batches of a step"] = trainer.accumulate_grad_batches
     return found
 
 
