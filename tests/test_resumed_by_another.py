@@ -156,12 +156,17 @@ def test_a_validation_may_be_behind_a_defense(config: Path, trained: Path) -> No
 @pytest.mark.parametrize(
     "change",
     [
-        {"training": [1]},
         {"training": {"lengths": "x", "configuration": None}},
-        {"training": {"lengths": {}, "configuration": {"model": 5}}, "optimizer_states": [5]},
-        {"recognizer": 5},
         {"SpeakerData": {"taken": "x"}},
-        {"SpeakerData": {}},
+        *(
+            pytest.param(change, marks=pytest.mark.slow)
+            for change in (
+                {"training": [1]},
+                {"training": {"lengths": {}, "configuration": {"model": 5}}, "optimizer_states": [5]},
+                {"recognizer": 5},
+                {"SpeakerData": {}},
+            )
+        ),
     ],
     ids=str,
 )
