@@ -19,10 +19,10 @@ from torch import Tensor
 from torch.nn.functional import pad
 from torchaudio.functional import resample as resample_waveform
 
-from sec4sr_pl.files import whole
+from sec4sr_pl.files import SPEECH, whole
 from sec4sr_pl.types import SAMPLE_RATE
 
-EXTENSIONS = (".wav", ".flac")
+EXTENSIONS = SPEECH
 CONVERT = "python -m sec4sr_pl.data.prepare"
 """The command that makes 16 kHz mono flac of other files."""
 CONTAINERS = {

@@ -23,7 +23,7 @@ HIDDEN = re.compile(r"\..+\.[0-9a-f]{16}\.partial", re.DOTALL)
 LONGEST = 200
 """Bytes of a file's name, which leaves room for what is put before and behind it."""
 SPEECH = (".wav", ".flac")
-"""Endings of recordings."""
+"""Endings of the recordings that are read."""
 LARGEST = 1_000_000_000
 """Bytes of the longest text that is read."""
 KINDS = {

@@ -79,11 +79,12 @@ def train(
     recognizer.seed(seed)
     shown = track(batches(), "batches", total=sum(map(len, passes)))
     perturbation = learn(attack, recognizer, shown, round(seconds * SAMPLE_RATE), objective, draws).cpu()
-    if not (perturbation * 32_768).round().any():
+    silence = torch.zeros_like(perturbation)
+    if not audio.round_inside_ball(perturbation, silence, attack.epsilon).any():
         raise ValueError(
             f"The perturbation is silence in 16 bits: expected steps and a ball of more than 3e-5, got {attack.name}"
         )
-    audio.write_adversarial(output, perturbation, torch.zeros_like(perturbation), attack.epsilon)
+    audio.write_adversarial(output, perturbation, silence, attack.epsilon)
 
 
 def main(args: list[str] | None = None) -> None:
